@@ -1,0 +1,294 @@
+"""From a model and a library of roles to persona vectors, in parts that survive an interruption."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from assistant_axis.activations.capture import stream_means
+from assistant_axis.activations.spans import SPANS, Reading, locate, read_answer
+from assistant_axis.activations.store import Conditions, load_artefact, save_artefact
+from assistant_axis.errors import ArtefactMismatchError, GeometryError, IntegrityError, SettingError
+from assistant_axis.geometry.vectors import PersonaVectors, Samples
+from assistant_axis.models.generation import Answer
+from assistant_axis.models.hooked import HookedChatModel
+from assistant_axis.personas.library import DEFAULT, Ask, PersonaLibrary, load_personas, plan
+from assistant_axis.personas.rollouts import Rollout, read_rollouts, write_rollouts
+from assistant_axis.progress import track
+
+PART = "part of an extraction"
+ROLES_A_PART = 12
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are generated for `span="response"` (the paper: 512 new tokens, temperature 0.7, top-p 0.9)."""
+
+    max_new_tokens: int = 48
+    temperature: float = 0.7
+    top_p: float = 0.9
+    batch_size: int = 32
+
+
+def extract_persona_vectors(
+    model: HookedChatModel,
+    span: str = "header",
+    *,
+    personas: PersonaLibrary | str | Path | None = None,
+    roles: Iterable[str] | None = None,
+    prompts_per_role: int = 2,
+    questions_per_prompt: int = 4,
+    samples_per_question: int = 1,
+    layers: Iterable[int | float] | int | float | None = None,
+    sampling: Sampling | None = None,
+    seed: int = 0,
+    keep_samples: int = 4096,
+    out: str | Path | None = None,
+    progress: bool = True,
+) -> PersonaVectors:
+    """Persona vectors of a model: the mean activation of every role and of the default persona.
+
+    >>> vectors = extract_persona_vectors(model, span="header")   # doctest: +SKIP
+    >>> axis = vectors.axis()                                      # doctest: +SKIP
+
+    Args:
+        model: from `load_model`.
+        span: `"header"` reads the token where the assistant is about to speak and generates nothing (minutes on a
+            laptop); `"response"` generates answers and averages their content tokens (the paper); `"header_mean"` and
+            `"prompt"` as in `HookedChatModel.activations`.
+        personas: a library, a folder (ours or the published layout), or `None` for the bundled personas.
+        roles: some role names only.
+        prompts_per_role: system prompts a role (bundled: up to 5; the default always has all its five conditions).
+        questions_per_prompt: questions under each system prompt.
+        samples_per_question: sampled answers each (`span="response"` only).
+        layers: indices or depths; default all.
+        sampling: how answers are generated.
+        seed: of question order and sampling; same seed, same result.
+        keep_samples: single rollouts kept for calibration and bootstrap, evenly over roles.
+        out: a folder for `vectors.safetensors` (and `rollouts.parquet`); finished parts are kept there, so that an
+            interrupted run goes on where it stopped.
+        progress: show bars.
+
+    Returns:
+        `PersonaVectors`, float32.
+
+    Raises:
+        UnknownNameError: a role that the library does not have.
+        SettingError: impossible sizes or an unknown span.
+        NonFiniteError: activations that are not finite.
+        ArtefactMismatchError: `out` holds an unfinished run with other settings.
+    """
+    if span not in SPANS:
+        raise SettingError(f"span={span!r} is not known; use one of {', '.join(SPANS)}.")
+    library = personas if isinstance(personas, PersonaLibrary) else load_personas(personas)
+    if roles is not None:
+        library = library.select(roles)
+    sampling = sampling or Sampling()
+    asks = plan(
+        library,
+        prompts_per_role=prompts_per_role,
+        questions_per_prompt=questions_per_prompt,
+        samples=samples_per_question if span == "response" else 1,
+        model_name=display_name(model.name),
+        seed=seed,
+    )
+    design = f"{prompts_per_role} prompts × {questions_per_prompt} questions a role"
+    if span == "response":
+        design += (
+            f" × {samples_per_question} samples, ≤ {sampling.max_new_tokens} tokens, temperature {sampling.temperature}, "
+            f"top-p {sampling.top_p}, batches of {sampling.batch_size}"
+        )
+    source = library.source if library.source == "bundled" else Path(library.source).name
+    conditions = Conditions.of(model, span=span, personas=source, personas_hash=library.hash, design=design, seed=seed)
+    job = _Job(model, span, asks, model.layers(layers), sampling, seed, conditions, keep_samples)
+    return job.run(Path(out) if out is not None else None, progress)
+
+
+def display_name(name: str) -> str:
+    """What a model would call itself: `smollm2-135m-instruct` → `Smollm2`, `Qwen/Qwen3-32B` → `Qwen3`."""
+    short = name.rsplit("/", 1)[-1].split("-")[0]
+    return short[:1].upper() + short[1:]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What some roles gave: float32 sums a role, for the default a sum per condition."""
+
+    roles: tuple[str, ...]
+    sums: Tensor  # [role, layer, d_model]
+    counts: Tensor  # [role]
+    norms: Tensor  # [layer], summed over rollouts
+    samples: Tensor  # [sample, layer, d_model], half precision
+    sample_roles: Tensor  # [sample], index into roles
+    rollouts: tuple[Rollout, ...] = ()
+
+
+@dataclass
+class _Job:
+    model: HookedChatModel
+    span: str
+    asks: Sequence[Ask]
+    layers: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    conditions: Conditions
+    keep_samples: int
+
+    def run(self, out: Path | None, progress: bool) -> PersonaVectors:
+        # The default's conditions are told apart; every other role is one bucket over its prompts.
+        buckets: dict[str, list[int]] = {}
+        for k, ask in enumerate(self.asks):
+            buckets.setdefault(f"{DEFAULT}/{ask.prompt}" if ask.role == DEFAULT else ask.role, []).append(k)
+        names = list(buckets)
+        groups = [names[k : k + ROLES_A_PART] for k in range(0, len(names), ROLES_A_PART)]
+        folder = None if out is None else self._prepare(out)
+        parts: list[_Part] = []
+        verb = "Generating and reading" if self.span == "response" else "Reading"
+        with track(len(self.asks), f"{verb} {len(names)} personas", show=progress) as advance:
+            for number, group in enumerate(groups):
+                file = None if folder is None else folder / f"{number:05d}.safetensors"
+                part = _load_part(file) if file is not None else None
+                if part is None or part.roles != tuple(group):
+                    part = self._part(group, buckets, number)
+                    if file is not None:
+                        _save_part(file, part)
+                parts.append(part)
+                advance(sum(len(buckets[n]) for n in group))
+        vectors = self._combine(parts)
+        if out is not None:
+            vectors.save(out / "vectors.safetensors")
+            rollouts = [r for p in parts for r in p.rollouts]
+            if rollouts:
+                write_rollouts(out / "rollouts.parquet", rollouts)
+            assert folder is not None
+            shutil.rmtree(folder)
+        return vectors
+
+    def _prepare(self, out: Path) -> Path:
+        """The folder of finished parts; refuses one that belongs to another run."""
+        folder = out / "parts"
+        folder.mkdir(parents=True, exist_ok=True)
+        said = {"layers": list(self.layers), "keep_samples": self.keep_samples, **self.conditions.as_dict()}
+        key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+        marker = folder / "conditions.json"
+        if marker.is_file():
+            before = json.loads(marker.read_text())
+            if before.get("key") != key:
+                other = before.get("conditions", {})
+                differ = [f"{k}: {other.get(k)!r} there, {v!r} now" for k, v in said.items() if other.get(k) != v]
+                raise ArtefactMismatchError(
+                    f"{out} holds an unfinished extraction with other settings ({'; '.join(differ) or 'unreadable'}). "
+                    f"Use another folder, or remove {folder} to start again."
+                )
+        else:
+            from assistant_axis.activations.store import atomic
+
+            with atomic(marker) as scratch:
+                scratch.write_text(json.dumps({"key": key, "conditions": said}))
+        return folder
+
+    def _part(self, group: Sequence[str], buckets: dict[str, list[int]], number: int) -> _Part:
+        rows = [k for n in group for k in buckets[n]]
+        owner = [i for i, n in enumerate(group) for _ in buckets[n]]
+        readings, owner, rollouts = self._readings(rows, owner, number)
+        shape = (len(group), len(self.layers), self.model.d_model)
+        sums, counts = torch.zeros(shape), torch.zeros(len(group), dtype=torch.long)
+        norms = torch.zeros(len(self.layers))
+        every = max(1, -(-len(self.asks) // max(self.keep_samples, 1)))
+        kept: dict[int, Tensor] = {}
+        whose = torch.tensor(owner)
+        for part in stream_means(self.model, readings, self.layers):
+            index = whose[list(part.rows)]
+            sums.index_add_(0, index, part.means)
+            counts += torch.bincount(index, minlength=len(group))
+            norms += part.norms.sum(0)
+            for b, k in enumerate(part.rows):
+                if self.keep_samples and k % every == 0:
+                    kept[k] = part.means[b].half()
+        order = sorted(kept)
+        samples = torch.stack([kept[k] for k in order]) if order else torch.zeros(0, *shape[1:], dtype=torch.float16)
+        return _Part(tuple(group), sums, counts, norms, samples, whose[order] if order else whose[:0], rollouts)
+
+    def _readings(
+        self, rows: Sequence[int], owner: Sequence[int], number: int
+    ) -> tuple[list[Reading], list[int], tuple[Rollout, ...]]:
+        asks = [self.asks[k] for k in rows]
+        if self.span != "response":
+            return [locate(self.model, a.messages, self.span) for a in asks], list(owner), ()
+        s = self.sampling
+        answers: list[Answer] = self.model.generate(
+            [a.messages for a in asks],
+            max_new_tokens=s.max_new_tokens,
+            temperature=s.temperature,
+            top_p=s.top_p,
+            batch_size=s.batch_size,
+            seed=self.seed + 7919 * number,
+        )
+        rollouts = tuple(Rollout.of(a, answer) for a, answer in zip(asks, answers, strict=True))
+        kept = [k for k, a in enumerate(answers) if a.ids]  # an empty answer has no token to average
+        return [read_answer(answers[k].prompt_ids, answers[k].ids) for k in kept], [owner[k] for k in kept], rollouts
+
+    def _combine(self, parts: Sequence[_Part]) -> PersonaVectors:
+        names = [n for p in parts for n in p.roles]
+        sums, counts = torch.cat([p.sums for p in parts]), torch.cat([p.counts for p in parts])
+        is_default = torch.tensor([n.startswith(f"{DEFAULT}/") for n in names])
+        silent = [n for n, c in zip(names, counts.tolist(), strict=True) if c == 0]
+        if silent and all(n.startswith(f"{DEFAULT}/") for n in silent) and not counts[is_default].any():
+            raise GeometryError("The default persona gave no answer at all: every rollout was empty.")
+        use = ~is_default & (counts > 0)
+        roles = tuple(n for n, u in zip(names, use.tolist(), strict=True) if u)
+        place = {n: k for k, n in enumerate(roles)}
+        spoken = is_default & (counts > 0)
+        samples, sample_roles = [], []
+        for p in parts:
+            samples.append(p.samples)
+            sample_roles += [place.get(p.roles[i], -1) for i in p.sample_roles.tolist()]
+        activations = torch.cat(samples)
+        return PersonaVectors(
+            roles=roles,
+            layers=self.layers,
+            vectors=sums[use] / counts[use][:, None, None],
+            default=sums[spoken].sum(0) / counts[spoken].sum(),
+            default_conditions=sums[spoken] / counts[spoken][:, None, None],
+            counts=counts[use],
+            default_count=int(counts[spoken].sum()),
+            resid_norms=torch.stack([p.norms for p in parts]).sum(0) / counts.sum(),
+            conditions=self.conditions,
+            samples=Samples(activations, torch.tensor(sample_roles, dtype=torch.long)) if len(activations) else None,
+        )
+
+
+def _save_part(path: Path, part: _Part) -> None:
+    if part.rollouts:
+        write_rollouts(path.with_suffix(".parquet"), part.rollouts)
+    tensors = {n: getattr(part, n) for n in ("sums", "counts", "norms", "samples", "sample_roles")}
+    save_artefact(path, PART, tensors, {"roles": list(part.roles), "rollouts": len(part.rollouts)})
+
+
+def _load_part(path: Path) -> _Part | None:
+    """A part that is whole, or `None`."""
+    if not path.is_file():
+        return None
+    try:
+        tensors, header = load_artefact(path, PART)
+        rollouts = tuple(read_rollouts(path.with_suffix(".parquet"))) if header["rollouts"] else ()
+    except (IntegrityError, FileNotFoundError):
+        return None
+    return _Part(tuple(header["roles"]), rollouts=rollouts, **tensors) if len(rollouts) == header["rollouts"] else None
+
+
+def report_yield(vectors: PersonaVectors) -> dict[str, Any]:
+    """How many rollouts stand behind the roles: fewest, median, most, and the roles with the fewest."""
+    order = vectors.counts.argsort()
+    return {
+        "fewest": int(vectors.counts.min()),
+        "median": int(vectors.counts.median()),
+        "most": int(vectors.counts.max()),
+        "thinnest": [vectors.roles[k] for k in order[:5].tolist()],
+    }
