@@ -209,14 +209,20 @@ class _Run:
             take = _Reducer(self.model, self.points, [self.readings[k].at for k in rows])
             with self.model.positions.known(response), self.model.hooks(take.hooks(), before_others=self.before):
                 self.model.forward(ids, mask, until=self.until)
-            yield self._finish(rows, take)
+            found = self._finish(rows, take)
         except torch.OutOfMemoryError:
             if len(rows) == 1:
                 raise
-            _free(self.model)
-            half = len(rows) // 2
-            yield from self.plain(rows[:half])
-            yield from self.plain(rows[half:])
+            found = None
+        if found is not None:
+            yield found
+            return
+        # Outside the handler, where the failed pass no longer holds its tensors.
+        take = None
+        _free(self.model)
+        half = len(rows) // 2
+        yield from self.plain(rows[:half])
+        yield from self.plain(rows[half:])
 
     def shared(self, groups: Sequence[_Group]) -> Iterator[Means]:
         """Left-padded prefixes in one pass, then right-padded suffixes on the selected cache rows."""
@@ -249,22 +255,30 @@ class _Run:
                     past_key_values=cache,
                     position_ids=places.to(self.model.device),
                 )
-            yield self._finish(rows, take)
+            found = self._finish(rows, take)
         except torch.OutOfMemoryError:
-            _free(self.model)
-            if len(groups) > 1:
-                half = len(groups) // 2
-                yield from self.shared(groups[:half])
-                yield from self.shared(groups[half:])
-            else:
-                yield from self.plain(rows)
+            found = None
+        if found is not None:
+            yield found
+            return
+        cache = take = None
+        _free(self.model)
+        if len(groups) > 1:
+            half = len(groups) // 2
+            yield from self.shared(groups[:half])
+            yield from self.shared(groups[half:])
+        else:
+            yield from self.plain(rows)
+
+    def _label(self, row: int) -> str:
+        return f" ({self.readings[row].label})" if self.readings[row].label else ""
 
     def _finish(self, rows: Sequence[int], take: "_Reducer") -> Means:
         means, norms = take.result()
         if not torch.isfinite(means).all():
             bad = (~torch.isfinite(means)).any(-1).nonzero()[0].tolist()
             raise NonFiniteError(
-                f"The activations of sequence {rows[bad[0]]} are not finite at layer {self.points[bad[1]].layer}. "
+                f"The activations of sequence {rows[bad[0]]}{self._label(rows[bad[0]])} are not finite at layer {self.points[bad[1]].layer}. "
                 f"Load the model in bfloat16 or float32 (it runs in {str(self.model.dtype).removeprefix('torch.')}), "
                 "or check interventions in force."
             )

@@ -26,11 +26,13 @@ class Reading:
         ids: token ids, `[pos]`.
         at: the positions to average over.
         responses: content positions of every assistant turn, which `positions="response"` of an intervention means.
+        label: what errors call this sequence beside its number.
     """
 
     ids: tuple[int, ...]
     at: range
     responses: tuple[range, ...] = ()
+    label: str = ""
 
 
 def locate(model: "HookedChatModel", messages: Conversation, span: str) -> Reading:

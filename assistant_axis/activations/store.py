@@ -131,7 +131,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
         with scratch.open("rb") as f:
             os.fsync(f.fileno())
         scratch.chmod(0o644)
-        os.replace(scratch, target)
+        scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
 
@@ -180,8 +180,11 @@ def load_artefact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[
         raise IntegrityError(
             f"{source} is a safetensors file without this package's header, so its sign and conditions are unknown."
         )
-    if int(metadata.get("format_version", "0")) > FORMAT:
-        raise IntegrityError(f"{source} was written by a newer version of assistant-axis; update the package.")
+    if metadata.get("format_version") != str(FORMAT):
+        raise IntegrityError(
+            f"{source} has the format version {metadata.get('format_version')!r}, but this package reads {FORMAT}: it was written "
+            "by another version of assistant-axis; update the package."
+        )
     if metadata.get("sha256") != _digest(metadata.get("kind", ""), metadata.get("header", ""), tensors):
         raise IntegrityError(f"{source} does not have the checksum it was written with; it was changed or damaged.")
     if metadata["kind"] != kind:
@@ -219,5 +222,5 @@ def _digest(kind: str, header: str, tensors: Mapping[str, Tensor]) -> str:
     for key in sorted(tensors):
         t = tensors[key]
         digest.update(f"{key}:{t.dtype}:{tuple(t.shape)}\n".encode())
-        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

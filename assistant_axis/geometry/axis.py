@@ -99,8 +99,10 @@ class AssistantAxis:
             calibration = "rollouts"
         else:
             projections = torch.einsum("rld,ld->rl", vectors.vectors, unit)
-            own = torch.einsum("cld,ld->cl", vectors.default_conditions, unit)
+            own = projections[:0]
             calibration = "role means"
+        if not len(own):  # no single rollout of the default was kept
+            own = torch.einsum("cld,ld->cl", vectors.default_conditions, unit)
         return cls(
             layers=vectors.layers,
             vectors=contrast,

@@ -66,7 +66,10 @@ class PersonaSpace:
         k = vectors.layer_index(layer)
         x = vectors.vectors[:, k]
         mean = x.mean(0)
-        scale = x.std(0, correction=0).clamp_min(torch.finfo(torch.float32).tiny) if zscore else torch.ones_like(mean)
+        scale = torch.ones_like(mean)
+        if zscore:  # a coordinate that is constant up to rounding has no scale of its own
+            spread = x.std(0, correction=0)
+            scale = torch.where(spread > 1e-6 * x.abs().amax(0), spread, scale)
         centered = (x - mean) / scale
         if not centered.abs().max() > 1e-12:
             raise GeometryError(
@@ -74,7 +77,7 @@ class PersonaSpace:
             )
         pca = PCA(svd_solver="full").fit(centered.numpy())
         count = min(len(vectors.roles) - 1, vectors.d_model)  # centring takes one dimension
-        components = torch.from_numpy(np.ascontiguousarray(pca.components_[:count])).float()
+        components = torch.from_numpy(np.array(pca.components_)[:count]).float()
         default = (vectors.default[k] - mean) / scale
         side = torch.sign(components @ default)
         components = components * torch.where(side == 0, torch.ones_like(side), side)[:, None]
@@ -83,7 +86,7 @@ class PersonaSpace:
             layer=vectors.layers[k],
             roles=vectors.roles,
             components=components,
-            variance=torch.from_numpy(np.ascontiguousarray(pca.explained_variance_ratio_[:count])).float(),
+            variance=torch.from_numpy(np.array(pca.explained_variance_ratio_)[:count]).float(),
             mean=mean,
             scale=scale,
             centered=centered,

@@ -8,7 +8,6 @@ checked by decoding.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -102,9 +101,10 @@ class ChatFormat:
             self.template = own or PLAIN_TEMPLATE
         self.plain = self.template == PLAIN_TEMPLATE
         self._kwargs: dict[str, Any] = {}
-        if "enable_thinking" in self.template:
+        written = self.template or ""
+        if "enable_thinking" in written:
             self._kwargs["enable_thinking"] = self.thinking
-        if "date_string" in self.template:  # Llama 3 writes today's date: the same prompt must be the same every day
+        if "date_string" in written:  # Llama 3 writes today's date: the same prompt must be the same every day
             self._kwargs["date_string"] = "26 Jul 2024"
         self.system_rule = "template" if self._takes_system() else "joined"
 
@@ -196,8 +196,8 @@ class ChatFormat:
         self, messages: list[dict[str, str]], text: str, ids: list[int], offsets: list[tuple[int, int]]
     ) -> tuple[int, int]:
         """The tokens that `add_generation_prompt` adds: what opens the assistant's turn."""
-        body = os.path.commonprefix([self._apply(messages, False), text])
-        first = _first_token_from(offsets, len(body))
+        body = _common_prefix(self._apply(messages, False), text)
+        first = _first_token_from(offsets, body)
         if first >= len(ids):
             raise TemplateError("The chat template adds no text for the assistant's turn: there is no header span.")
         return first, len(ids)
@@ -252,8 +252,8 @@ class ChatFormat:
             self._apply([*messages[:i], {"role": messages[i]["role"], "content": p}, *messages[i + 1 :]], prompt)
             for p in _PROBES
         )
-        start = len(os.path.commonprefix([a, b]))
-        tail = len(os.path.commonprefix([a[::-1], b[::-1]]))
+        start = _common_prefix(a, b)
+        tail = _common_prefix(a[::-1], b[::-1])
         return start, length - tail
 
     def _check_decodes(
@@ -342,6 +342,11 @@ def _first_token_from(offsets: list[tuple[int, int]], position: int) -> int:
         if a >= position and b > a:
             return k
     return len(offsets)
+
+
+def _common_prefix(a: str, b: str) -> int:
+    """How many leading characters two texts share."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _short(text: str, limit: int = 60) -> str:

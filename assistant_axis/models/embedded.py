@@ -253,7 +253,7 @@ def ensure(name: str, *, force: bool = False, say: Callable[[str], None] | None 
             _write_manifest(built, model)
             if target.exists():
                 shutil.rmtree(target)
-            os.replace(built, target)
+            built.replace(target)
     return target
 
 

@@ -123,7 +123,7 @@ class PersonaLibrary:
         Raises:
             UnknownNameError: with close matches.
         """
-        roles = tuple(self.role(n) for n in names if n != DEFAULT)
+        roles = tuple(self.role(n) for n in dict.fromkeys(names) if n != DEFAULT)
         return PersonaLibrary(roles, self.default, self.questions, self.traits, self.source)
 
 
@@ -312,14 +312,15 @@ def _questions(path: Path) -> tuple[Question, ...]:
 
 def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file:line, object) of every non-empty line."""
-    with path.open(encoding="utf-8") as f:
+    with path.open("rb") as f:
         for number, line in enumerate(f, start=1):
-            if not line.strip():
-                continue
             where = f"{path.name}:{number}"
             try:
-                entry = json.loads(line)
-            except json.JSONDecodeError as e:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")  # some editors open a file with a mark
+                if not text.strip():
+                    continue
+                entry = json.loads(text)
+            except ValueError as e:
                 raise PersonaFileError(f"{where}: not a JSON object on one line ({e}).") from e
             if not isinstance(entry, dict):
                 raise PersonaFileError(f"{where}: expected a JSON object, got {type(entry).__name__}.")
@@ -331,6 +332,8 @@ def _instructions(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
         entries = json.loads(path.read_text(encoding="utf-8"))["instruction"]
     except (ValueError, KeyError, TypeError) as e:
         raise PersonaFileError(f"{path.name}: expected an object with a list 'instruction' ({e}).") from e
+    if not isinstance(entries, list) or not entries:
+        raise PersonaFileError(f"{path.name}: 'instruction' must be a list of prompts; got {entries!r:.60}.")
     for k, entry in enumerate(entries):
         missing = [key for key in keys if not isinstance(entry, dict) or not isinstance(entry.get(key), str)]
         if missing:

@@ -85,4 +85,15 @@ def read_rollouts(path: str | Path) -> list[Rollout]:
 
 
 def _rollout(row: dict[str, Any]) -> Rollout:
-    return Rollout(**row | {"prompt_ids": tuple(row["prompt_ids"]), "answer_ids": tuple(row["answer_ids"])})
+    return Rollout(
+        role=str(row["role"]),
+        prompt=int(row["prompt"]),
+        question_id=int(row["question_id"]),
+        sample=int(row["sample"]),
+        system=str(row["system"]),
+        question=str(row["question"]),
+        answer=str(row["answer"]),
+        prompt_ids=tuple(int(i) for i in row["prompt_ids"]),
+        answer_ids=tuple(int(i) for i in row["answer_ids"]),
+        finish_reason=str(row["finish_reason"]),
+    )

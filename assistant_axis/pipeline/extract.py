@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +220,7 @@ class _Job:
     ) -> tuple[list[Reading], list[int], tuple[Rollout, ...]]:
         asks = [self.asks[k] for k in rows]
         if self.span != "response":
-            return [locate(self.model, a.messages, self.span) for a in asks], list(owner), ()
+            return [replace(locate(self.model, a.messages, self.span), label=_label(a)) for a in asks], list(owner), ()
         s = self.sampling
         answers: list[Answer] = self.model.generate(
             [a.messages for a in asks],
@@ -232,14 +232,14 @@ class _Job:
         )
         rollouts = tuple(Rollout.of(a, answer) for a, answer in zip(asks, answers, strict=True))
         kept = [k for k, a in enumerate(answers) if a.ids]  # an empty answer has no token to average
-        return [read_answer(answers[k].prompt_ids, answers[k].ids) for k in kept], [owner[k] for k in kept], rollouts
+        readings = [replace(read_answer(answers[k].prompt_ids, answers[k].ids), label=_label(asks[k])) for k in kept]
+        return readings, [owner[k] for k in kept], rollouts
 
     def _combine(self, parts: Sequence[_Part]) -> PersonaVectors:
         names = [n for p in parts for n in p.roles]
         sums, counts = torch.cat([p.sums for p in parts]), torch.cat([p.counts for p in parts])
         is_default = torch.tensor([n.startswith(f"{DEFAULT}/") for n in names])
-        silent = [n for n, c in zip(names, counts.tolist(), strict=True) if c == 0]
-        if silent and all(n.startswith(f"{DEFAULT}/") for n in silent) and not counts[is_default].any():
+        if not counts[is_default].any():
             raise GeometryError("The default persona gave no answer at all: every rollout was empty.")
         use = ~is_default & (counts > 0)
         roles = tuple(n for n, u in zip(names, use.tolist(), strict=True) if u)
@@ -262,6 +262,10 @@ class _Job:
             conditions=self.conditions,
             samples=Samples(activations, torch.tensor(sample_roles, dtype=torch.long)) if len(activations) else None,
         )
+
+
+def _label(ask: Ask) -> str:
+    return f"{ask.role}, prompt {ask.prompt}, question {ask.question.id}, sample {ask.sample}"
 
 
 def _save_part(path: Path, part: _Part) -> None:
