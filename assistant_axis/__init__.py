@@ -16,7 +16,11 @@ from assistant_axis._version import __version__
 if TYPE_CHECKING:
     from assistant_axis.activations.spans import Span as Span
     from assistant_axis.activations.store import Conditions as Conditions
+    from assistant_axis.drift.trajectory import Trajectory as Trajectory
+    from assistant_axis.drift.trajectory import trajectory as trajectory
+    from assistant_axis.drift.transcripts import read_transcripts as read_transcripts
     from assistant_axis.geometry.axis import AssistantAxis as AssistantAxis
+    from assistant_axis.geometry.published import compare_published as compare_published
     from assistant_axis.geometry.space import PersonaSpace as PersonaSpace
     from assistant_axis.geometry.vectors import PersonaVectors as PersonaVectors
     from assistant_axis.models.chat import ChatFormat as ChatFormat
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
     from assistant_axis.personas.library import load_personas as load_personas
     from assistant_axis.pipeline.extract import Sampling as Sampling
     from assistant_axis.pipeline.extract import extract_persona_vectors as extract_persona_vectors
+    from assistant_axis.steering.direction import Direction as Direction
+    from assistant_axis.steering.interventions import Ablate as Ablate
+    from assistant_axis.steering.interventions import Add as Add
+    from assistant_axis.steering.interventions import Cap as Cap
 
 # Public name -> module; the order is that of the reference pages.
 _WHERE: dict[str, str] = {
@@ -61,6 +69,14 @@ _WHERE: dict[str, str] = {
     "PersonaVectors": "geometry.vectors",
     "AssistantAxis": "geometry.axis",
     "PersonaSpace": "geometry.space",
+    "compare_published": "geometry.published",
+    "Direction": "steering.direction",
+    "Add": "steering.interventions",
+    "Cap": "steering.interventions",
+    "Ablate": "steering.interventions",
+    "trajectory": "drift.trajectory",
+    "Trajectory": "drift.trajectory",
+    "read_transcripts": "drift.transcripts",
 }
 
 __all__ = ["__version__", *_WHERE]
