@@ -132,7 +132,9 @@ class DriftMonitor:
     ) -> None:
         axis.check(model, force=force)
         if not hasattr(model.lens, "bridge"):
-            raise ModelError("A HookedTransformer generates without a cache to follow; load the model with load_model().")
+            raise ModelError(
+                "A HookedTransformer generates without a cache to follow; load the model with load_model()."
+            )
         if smooth < 1 or reading not in ("pre", "post"):
             raise SettingError(f'smooth={smooth}, reading={reading!r}: expected smooth ≥ 1 and "pre" or "post".')
         self.model, self.axis = model, axis
