@@ -47,10 +47,11 @@ def _complain(message: str) -> None:
     sys.exit(1)
 
 
-def _version(asked: bool) -> None:
+def _version(asked: bool) -> bool:
     if asked:
         print(f"assistant-axis {__version__}")
         raise typer.Exit
+    return asked
 
 
 @app.callback()
@@ -82,7 +83,10 @@ def models_list() -> None:
 
     from assistant_axis.models.embedded import EMBEDDED, cache_dir, is_cached
 
-    table = Table("name", "kind", "package", "MB", "licence", "cached", title="Embedded models")
+    table = Table(title="Embedded models")
+    table.add_column("name", no_wrap=True)
+    for column in ("kind", "package", "MB", "licence", "cached"):
+        table.add_column(column, overflow="fold")
     for m in EMBEDDED.values():
         wheels = m.wheels[0].requirement + (f" and {len(m.wheels) - 1} more" if len(m.wheels) > 1 else "")
         table.add_row(m.name, m.kind, wheels, str(m.megabytes), m.licence, "yes" if is_cached(m.name) else "no")

@@ -103,7 +103,7 @@ def _resolve(source: str, say: Callable[[str], None] | None) -> tuple[str, str]:
         raise UnknownNameError(
             "model",
             source,
-            embedded.EMBEDDED,
+            [n for n, m in embedded.EMBEDDED.items() if m.kind != "encoder"],
             "A hub id has the form owner/name; a local folder must exist.",
         )
     return source, source
