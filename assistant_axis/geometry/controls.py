@@ -1,14 +1,20 @@
 """What a number must be compared with: intervals, permutation nulls, and directions that mean nothing."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from jaxtyping import Float
 from scipy.stats import rankdata
+from torch import Tensor
 
 from assistant_axis.errors import GeometryError, SettingError
+from assistant_axis.geometry.axis import AssistantAxis
+from assistant_axis.geometry.vectors import PersonaVectors
 
 Array = np.ndarray
+CONTROLS = ("random", "shuffled", "in_span")
+"""Kinds of direction that mean nothing, each harder to tell from the axis than the one before."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,12 @@ def correlate(
     return Correlation(float(pearson), float(spearman), interval(drawn), interval(drawn_ranks), p, len(x))
 
 
-def pearson_rows(x: Float[Array, "*batch pair"], y: Float[Array, "*batch pair"]) -> Float[Array, "*batch"]:
+def pearson_rows(x: Float[Array, "... pair"], y: Float[Array, "... pair"]) -> Float[Array, "..."]:
     """Pearson r along the last dimension; NaN where a side is constant (a degenerate resample)."""
     x, y = x - x.mean(-1, keepdims=True), y - y.mean(-1, keepdims=True)
     size = np.sqrt((x * x).sum(-1) * (y * y).sum(-1))
     with np.errstate(invalid="ignore", divide="ignore"):
-        return np.clip((x * y).sum(-1) / size, -1, 1)
+        return np.asarray(np.clip((x * y).sum(-1) / size, -1, 1))
 
 
 def interval(values: Float[Array, "resample"]) -> Interval:
@@ -109,3 +115,127 @@ def interval(values: Float[Array, "resample"]) -> Interval:
 
 def _flat(x: Array) -> bool:
     return bool(np.ptp(x) <= 1e-9 * max(float(np.abs(x).max()), 1e-30))
+
+
+# -- directions that mean nothing --------------------------------------------------------------------------------------
+
+
+def control_axis(vectors: PersonaVectors, kind: str = "random", *, seed: int = 0) -> AssistantAxis:
+    """A direction with the axis' norm at every layer that means nothing, ready to steer and to project with.
+
+    Args:
+        vectors: what the axis was made from.
+        kind: `"random"`, isotropic; `"shuffled"`, the axis again after the labels *default* and *role* were dealt out
+            at random among the rollouts (among role means and default conditions, if no rollouts are kept);
+            `"in_span"`, a random mixture of the centred role vectors, so that it lies where personas differ.
+        seed: of the draw; one draw for all layers.
+
+    Returns:
+        An `AssistantAxis` whose `method` is `"control: …"`, with quantiles of its own. It has no sign to speak of.
+
+    Raises:
+        SettingError: an unknown kind.
+    """
+    axis = vectors.axis()
+    mixed = _draw(vectors, kind, 1, seed)[0]
+    turned = mixed / mixed.norm(dim=-1, keepdim=True).clamp_min(1e-30) * axis.norms[:, None]
+    unit = turned / turned.norm(dim=-1, keepdim=True)
+    grid = torch.linspace(0, 1, 101)
+    if vectors.samples is not None:
+        along = torch.stack([vectors.samples.activations[:, k].float() @ u for k, u in enumerate(unit)], dim=1)
+        own = along[vectors.samples.role < 0]
+    else:
+        along = torch.einsum("rld,ld->rl", vectors.vectors, unit)
+        own = torch.einsum("cld,ld->cl", vectors.default_conditions, unit)
+    return replace(
+        axis,
+        vectors=turned,
+        quantiles=torch.quantile(along, grid, dim=0),
+        default_quantiles=torch.quantile(own, grid, dim=0),
+        method=f"control: {kind}",
+    )
+
+
+@dataclass(frozen=True)
+class ControlTable:
+    """The axis beside directions that mean nothing, at one layer.
+
+    Attributes:
+        layer: block index.
+        axis_pc1: |cos(axis, PC1)|.
+        axis_gap: distance of the default from the mean role along the axis, in standard deviations of the roles.
+        kinds: of control.
+        pc1: |cos| with PC1 of every draw, by kind, `[kind, draw]`.
+        gap: the same distance along every draw, absolute, `[kind, draw]`.
+    """
+
+    layer: int
+    axis_pc1: float
+    axis_gap: float
+    kinds: tuple[str, ...]
+    pc1: Float[Array, "kind draw"]
+    gap: Float[Array, "kind draw"]
+
+    def p(self, kind: str) -> tuple[float, float]:
+        """How often a control does at least as well as the axis: by |cos| with PC1, and by the default's distance."""
+        k = self.kinds.index(kind)
+        draws = self.pc1.shape[1]
+        return (
+            (int((self.pc1[k] >= self.axis_pc1).sum()) + 1) / (draws + 1),
+            (int((self.gap[k] >= self.axis_gap).sum()) + 1) / (draws + 1),
+        )
+
+
+def controls(
+    vectors: PersonaVectors, layer: int | float | None = None, *, draws: int = 200, seed: int = 0
+) -> ControlTable:
+    """|cos| with PC1 and the default's distance, for the axis and for `draws` controls of each kind.
+
+    Raises:
+        LayerError: the layer is not held.
+    """
+    k = vectors.layer_index(vectors.monitoring_layer if layer is None else layer)
+    one = vectors.select(layers=[vectors.layers[k]])
+    space = one.space(vectors.layers[k])
+    pc1, centered, default = space.components[0], space.centered, space.default
+
+    def gap(u: Float[Tensor, "draw d_model"]) -> Float[Tensor, "draw"]:
+        return (u @ default).abs() / (centered @ u.T).std(0, correction=0).clamp_min(1e-30)
+
+    pcs, gaps = [], []
+    for kind in CONTROLS:
+        drawn = _draw(one, kind, draws, seed)[:, 0]
+        drawn = drawn / drawn.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+        pcs.append((drawn @ pc1).abs().double().numpy())
+        gaps.append(gap(drawn).double().numpy())
+    return ControlTable(
+        layer=vectors.layers[k],
+        axis_pc1=space.axis_cosine(),
+        axis_gap=float(gap(space.axis[None])[0]),
+        kinds=CONTROLS,
+        pc1=np.stack(pcs),
+        gap=np.stack(gaps),
+    )
+
+
+def _draw(vectors: PersonaVectors, kind: str, draws: int, seed: int) -> Float[Tensor, "draw layer d_model"]:
+    """Directions of one kind, of any length."""
+    rng = np.random.default_rng(seed)
+    roles, layers, width = vectors.vectors.shape
+    if kind == "random":
+        return torch.from_numpy(rng.standard_normal((draws, layers, width))).float()
+    if kind == "in_span":
+        mix = torch.from_numpy(rng.standard_normal((draws, roles))).float()
+        return torch.stack([mix @ (x - x.mean(0)) for x in vectors.vectors.unbind(1)], dim=1)
+    if kind != "shuffled":
+        raise SettingError(f"kind={kind!r} is not known; use one of {', '.join(CONTROLS)}.")
+    if vectors.samples is not None:
+        pool, own = vectors.samples.activations, int((vectors.samples.role < 0).sum())
+    else:
+        pool, own = torch.cat([vectors.default_conditions, vectors.vectors]), len(vectors.default_conditions)
+    own = max(own, 1)
+    weights = np.full((draws, len(pool)), -1.0 / (len(pool) - own))
+    for row in weights:
+        row[rng.choice(len(pool), own, replace=False)] = 1.0 / own
+    mix = torch.from_numpy(weights).float()
+    return torch.stack([mix @ x.float() for x in pool.unbind(1)], dim=1)
