@@ -6,6 +6,7 @@ The unit of every test is the conversation: turns of one conversation are not in
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -113,7 +114,7 @@ def slopes(simulation: Simulation) -> list[Slope]:
         if len(values) < 2 or values.std() == 0:
             out.append(Slope(domain, len(values), mean, math.nan, math.nan, math.nan, math.nan))
             continue
-        tested = stats.ttest_1samp(values, 0.0)
+        tested: Any = stats.ttest_1samp(values, 0.0)
         interval = tested.confidence_interval(0.95)
         out.append(
             Slope(
@@ -163,7 +164,7 @@ def contrast(
             )
         groups.append(np.array(means))
     a, b = groups
-    tested = stats.ttest_ind(a, b, equal_var=False)
+    tested: Any = stats.ttest_ind(a, b, equal_var=False)
     interval = tested.confidence_interval(0.95)
     pooled = math.sqrt(((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (len(a) + len(b) - 2))
     difference = float(a.mean() - b.mean())
