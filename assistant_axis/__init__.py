@@ -79,7 +79,7 @@ _WHERE: dict[str, str] = {
     "read_transcripts": "drift.transcripts",
 }
 
-__all__ = ["__version__", *_WHERE]
+__all__ = ["__version__", *_WHERE]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -71,7 +71,7 @@ def _table(vectors: PersonaVectors) -> None:
     for layer in vectors.layers:
         space = vectors.space(layer)
         x = space.scores(1).numpy()[shared]
-        r = [float(spearmanr(x[m], y[m]).statistic) for m in (slice(None), even, ~even)]
+        r = [float(spearmanr(x[m], y[m])[0])  # pyright: ignore[reportArgumentType] for m in (slice(None), even, ~even)]
         best = max(best, (r[0], layer))
         if layer < 10:
             continue
