@@ -123,7 +123,7 @@ class Direction:
         n_layers = self.conditions.n_layers if self.conditions is not None else max(*self.layers, layer, 0) + 1
         return layer_index(self.layers, layer, n_layers)
 
-    def percentile(self, q: float, layer: int) -> float:
+    def percentile(self, q: float | int, layer: int) -> float:
         """Raw projection below which `q` percent of the calibration rollouts lie (Assistant-positive).
 
         Raises:

@@ -32,7 +32,7 @@ Unit: TypeAlias = Literal["resid_norm", "axis", "raw"]
 """`"resid_norm"`: the mean norm of the residual stream at the layer. `"axis"`: the length of the axis there (default minus
 roles). `"raw"`: activation units."""
 Layers: TypeAlias = Iterable[int | float] | int | float | None
-Threshold: TypeAlias = float | int | Sequence[float] | Tensor | Mapping[int, float] | None
+Threshold: TypeAlias = float | int | Sequence[float | int] | Tensor | Mapping[int, float | int] | None
 
 # The published windows lie at 72–84 % (Qwen 3 32B) and 70–90 % (Llama 3.3 70B) of the depth.
 _WINDOW_DEPTH = (0.70, 0.90)
@@ -175,7 +175,7 @@ class Add(Change):
         SettingError: a dose that is not finite, an unknown unit, or one that the direction cannot express.
     """
 
-    coef: float = 0.0
+    coef: float | int = 0.0
     unit: str = field(default="resid_norm", kw_only=True)
 
     def __post_init__(self) -> None:
@@ -260,9 +260,9 @@ class Cap(Change):
     def calibrated(
         cls,
         axis: DirectionLike,
-        percentile: float = 75.0,
+        percentile: float | int = 75.0,
         *,
-        ceiling_percentile: float | None = None,
+        ceiling_percentile: float | int | None = None,
         layers: Layers = None,
         positions: str = "all",
         force: bool = False,
@@ -366,7 +366,7 @@ class Ablate(Change):
         SettingError: a reference that the direction does not keep.
     """
 
-    to: str | float = "zero"
+    to: str | float | int = "zero"
 
     def __post_init__(self) -> None:
         super().__post_init__()
