@@ -1,11 +1,10 @@
-"""Tokens in colour: in a notebook (script-free, escaped HTML), in a terminal (rich), and through CircuitsVis."""
+"""Tokens in colour: by the turn they belong to, or by a value. No script, no network, everything escaped."""
 
-from __future__ import annotations
-
-import html
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from html import escape
+from typing import TYPE_CHECKING, Any
 
 from assistant_axis.errors import SettingError
 
@@ -15,171 +14,258 @@ if TYPE_CHECKING:
     from assistant_axis.models.chat import Conversation
     from assistant_axis.models.hooked import HookedChatModel
 
-# (red, green, blue) of each role's content; headers are grey.
-_ROLE_COLOURS = {"system": (147, 51, 234), "user": (249, 115, 22), "assistant": (37, 99, 235), "tool": (22, 163, 74)}
-_HEADER = (107, 114, 128)
+# name of a kind -> hue (degrees) and how strong; headers are paler than what is said.
+_HUES = {"system": 275, "user": 30, "assistant": 212, "tool": 150}
+_RICH = {"system": "magenta", "user": "dark_orange", "assistant": "dodger_blue1", "tool": "green"}
+
+_CSS = (
+    ".aa-tokens{font:13px/1.9 ui-monospace,Menlo,Consolas,monospace;white-space:pre-wrap;overflow-wrap:anywhere;"
+    "color:#1d2530;background:#fff;border:1px solid #8884;border-radius:6px;padding:.7em .9em;margin:.4em 0}"
+    ".aa-tokens .t{border-radius:3px;padding:.1em 0;box-shadow:inset -1px 0 #8883;"
+    "background:hsl(var(--h) 75% 50%/calc(var(--a)*.55))}"
+    ".aa-tokens .e{opacity:.55}.aa-tokens .k{display:block;font:12px/1.6 system-ui,sans-serif;margin-bottom:.4em}"
+    ".aa-tokens .k b{font-weight:500;border-radius:3px;padding:.1em .5em;margin-right:.5em;"
+    "background:hsl(var(--h) 75% 50%/calc(var(--a)*.55))}"
+    "@media(prefers-color-scheme:dark){.aa-tokens{color:#e4e8ed;background:#14181d}"
+    ".aa-tokens .t,.aa-tokens .k b{background:hsl(var(--h) 75% 55%/calc(var(--a)*.75))}}"
+)
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token as it is shown.
+
+    Attributes:
+        text: its text; a lone byte of a longer character shows as �.
+        hue: of its background, in degrees.
+        strength: of its background, 0 … 1.
+        note: what the mouse says.
+        style: a rich style for the terminal.
+    """
+
+    text: str
+    hue: int
+    strength: float
+    note: str
+    style: str
 
 
 @dataclass(frozen=True)
 class TokenView:
-    """Tokens with a colour and a note each. A notebook shows it by itself; `print` of rich shows it in a terminal.
+    """Tokens in colour: a notebook shows HTML, rich prints colours, `str()` is plain text."""
 
-    Attributes:
-        tokens: the text of each token.
-        colours: (red, green, blue, opacity) of each token's ground.
-        notes: what a reader sees when pointing at a token.
-        legend: (label, colour) pairs.
-    """
-
-    tokens: tuple[str, ...]
-    colours: tuple[tuple[int, int, int, float], ...]
-    notes: tuple[str, ...]
-    legend: tuple[tuple[str, tuple[int, int, int, float]], ...] = ()
+    tokens: tuple[Token, ...]
+    legend: tuple[Token, ...] = ()
+    caption: str = ""
 
     def _repr_html_(self) -> str:
-        pieces = [
-            f'<span title="{html.escape(note)}" style="background:{_css(colour)};border-radius:3px">{_visible(token)}</span>'
-            for token, colour, note in zip(self.tokens, self.colours, self.notes, strict=True)
-        ]
-        keys = " ".join(
-            f'<span style="background:{_css(c)};border-radius:3px;padding:0 .4em">{html.escape(label)}</span>'
-            for label, c in self.legend
+        keys = "".join(f'<b style="--h:{k.hue};--a:{k.strength:.2f}">{escape(k.text)}</b>' for k in self.legend)
+        head = f'<span class="k">{keys}{escape(self.caption)}</span>' if keys or self.caption else ""
+        body = "".join(
+            f'<span class="t" style="--h:{t.hue};--a:{t.strength:.3f}" title="{_attribute(t.note)}">{_shown(t.text)}</span>'
+            for t in self.tokens
         )
-        return (
-            '<div style="font-family:ui-monospace,monospace;font-size:13px;line-height:1.7;white-space:pre-wrap;'
-            f'overflow-wrap:anywhere"><div style="margin-bottom:.5em">{keys}</div>{"".join(pieces)}</div>'
-        )
+        return f'<style>{_CSS}</style><div class="aa-tokens">{head}{body}</div>'
 
-    def __rich__(self) -> Text:
+    def __html__(self) -> str:
+        """For templates that escape: this is HTML already."""
+        return self._repr_html_()
+
+    def __rich__(self) -> "Text":
         from rich.text import Text
 
         text = Text()
-        for label, colour in self.legend:
-            text.append(f" {label} ", style=_rich(colour)).append(" ")
-        if self.legend:
+        for key in self.legend:
+            text.append(f" {key.text} ", style=key.style)
+            text.append(" ")
+        if self.caption:
+            text.append(_visible(self.caption), style="dim")
+        if text:
             text.append("\n")
-        for token, colour in zip(self.tokens, self.colours, strict=True):
-            text.append(token, style=_rich(colour))
+        for token in self.tokens:
+            text.append(_visible(token.text), style=token.style)
         return text
 
     def __str__(self) -> str:
-        return "".join(self.tokens)
+        return "".join(t.text for t in self.tokens)
 
 
-def spans_view(model: HookedChatModel, messages: Conversation) -> TokenView:
-    """A conversation's tokens coloured by turn: content in the colour of its speaker, headers grey, the rest plain.
+def spans_view(model: "HookedChatModel", messages: "Conversation") -> TokenView:
+    """A conversation's tokens, coloured by the turn they belong to: strong for what is said, pale for its header.
+
+    Tokens that belong to no turn (what closes one) are not coloured. The mouse says position, token id and turn.
 
     Raises:
-        ConversationError, TemplateError: as `ChatFormat.encode`.
+        ConversationError, TemplateError: as `ChatFormat.encode` does.
     """
-    ends_with_answer = messages[-1]["role"] == "assistant" if len(messages) else True
-    chat = model.chat.encode(messages, add_generation_prompt=not ends_with_answer)
-    tokens = pieces(model, chat.ids)
-    colours: list[tuple[int, int, int, float]] = [(0, 0, 0, 0.0)] * len(tokens)
-    notes = [f"token {k}: outside every turn" for k in range(len(tokens))]
-
-    def paint(start: int, stop: int, colour: tuple[int, int, int, float], what: str) -> None:
-        for k in range(start, stop):
-            colours[k], notes[k] = colour, f"token {k}: {what}"
-
+    chat = model.chat.encode(messages)
+    kinds: list[tuple[str, str, float, int]] = [("", "template", 0.0, -1)] * len(chat.ids)
     for turn in chat.turns:
-        paint(*turn.header, (*_HEADER, 0.25), f"header of turn {turn.index} ({turn.role})")
-        paint(*turn.content, (*_ROLE_COLOURS[turn.role], 0.28), f"content of turn {turn.index} ({turn.role})")
-    if chat.generation_header is not None:
-        paint(*chat.generation_header, (*_HEADER, 0.5), "header of the answer to come")
-    seen = dict.fromkeys(t.role for t in chat.turns)
-    legend = [(role, (*_ROLE_COLOURS[role], 0.28)) for role in seen] + [("header", (*_HEADER, 0.25))]
-    return TokenView(tuple(tokens), tuple(colours), tuple(notes), tuple(legend))
+        for part, (start, stop), strength in (("header", turn.header, 0.3), ("content", turn.content, 1.0)):
+            kinds[start:stop] = [(turn.role, part, strength, turn.index)] * (stop - start)
+    tokens = []
+    for k, (text, (role, part, strength, index)) in enumerate(zip(_pieces(model, chat.ids), kinds, strict=True)):
+        where = f"turn {index} {role} {part}" if role else "template"
+        note = f"{where} · position {k} · id {chat.ids[k]}"
+        tokens.append(Token(text, _HUES.get(role, 0), strength, note, _span_style(role, part)))
+    seen = [r for r in _HUES if any(t.role == r for t in chat.turns)]
+    legend = [Token(r, _HUES[r], 1.0, "", _span_style(r, "content")) for r in seen]
+    legend.append(Token("headers pale", 212, 0.3, "", _span_style("assistant", "header")))
+    return TokenView(tuple(tokens), tuple(legend), f"{model.name}, {len(tokens)} tokens")
 
 
 def values_view(
-    tokens: Sequence[str], values: Sequence[float], *, center: float = 0.0, label: str = "projection"
+    tokens: Sequence[str],
+    values: Sequence[float],
+    *,
+    center: float = 0.0,
+    limit: float | None = None,
+    caption: str = "",
 ) -> TokenView:
-    """Tokens coloured by a number each: blue above `center` (Assistant-like), orange below.
+    """Tokens coloured by a value on a diverging scale: blue above `center` (Assistant-like), orange below it.
+
+    Args:
+        tokens: the text of each token.
+        values: one number a token, in one unit (say in `caption` whether a projection is raw or centred).
+        center: the value without colour.
+        limit: distance from `center` of the strongest colour; default: the largest there is.
+        caption: shown above.
 
     Raises:
-        SettingError: not one value a token.
+        SettingError: not as many values as tokens.
     """
-    if len(tokens) != len(values):
-        raise SettingError(f"{len(values)} values came for {len(tokens)} tokens; one for each is needed.")
-    widest = max((abs(v - center) for v in values if v == v), default=0.0) or 1.0
-    colours = tuple(
-        (
-            *(_ROLE_COLOURS["assistant"] if v >= center else _ROLE_COLOURS["user"]),
-            0.75 * min(1.0, abs(v - center) / widest),
-        )
-        if v == v
-        else (0, 0, 0, 0.0)
-        for v in values
-    )
-    notes = tuple(f"{label} {v:+.3g}" for v in values)
+    numbers = _numbers(tokens, values)
+    reach = max((abs(v - center) for v in numbers if math.isfinite(v)), default=0.0) if limit is None else limit
+    out = []
+    for text, value in zip(tokens, numbers, strict=True):
+        share = (value - center) / reach if reach > 0 and math.isfinite(value) else 0.0
+        share = max(-1.0, min(1.0, share))
+        hue = _HUES["assistant"] if share >= 0 else _HUES["user"]
+        out.append(Token(str(text), hue, abs(share), f"{value:+.4g}", _value_style(share)))
     legend = (
-        (f"{label} above {center:.3g}", (*_ROLE_COLOURS["assistant"], 0.5)),
-        ("below", (*_ROLE_COLOURS["user"], 0.5)),
+        Token(f"{center - reach:+.3g}", _HUES["user"], 1.0, "", _value_style(-1)),
+        Token(f"{center + reach:+.3g}", _HUES["assistant"], 1.0, "", _value_style(1)),
     )
-    return TokenView(tuple(tokens), colours, notes, legend)
-
-
-def pieces(model: HookedChatModel, ids: Sequence[int]) -> list[str]:
-    """The text of every token such that they join to the whole text (a character split over tokens stands at its last)."""
-    decode = model.tokenizer.decode
-    found, done = [], 0
-    whole = ""
-    for k in range(1, len(ids) + 1):
-        whole = str(decode(list(ids[done:k]), clean_up_tokenization_spaces=False))
-        if whole.endswith("\ufffd") and k < len(ids):
-            found.append("")
-            continue
-        found.append(whole)
-        done = k
-    return found
+    return TokenView(tuple(out), legend, caption)
 
 
 @dataclass(frozen=True)
-class CircuitsVisView:
-    """A CircuitsVis view with its script inside: nothing is fetched, and no token can end the script."""
+class FramedHtml:
+    """An HTML page of its own inside an iframe: nothing leaves it, and nothing is fetched."""
 
-    source: str
+    page: str
+    height: int
+    text: str
 
     def _repr_html_(self) -> str:
-        return self.source
+        return (
+            f'<iframe title="tokens" sandbox="allow-scripts" style="width:100%;height:{self.height}px;border:0;'
+            f'background:#fff" srcdoc="{_attribute(self.page)}"></iframe>'
+        )
+
+    def __html__(self) -> str:
+        return self._repr_html_()
+
+    def __str__(self) -> str:
+        return self.text
 
 
-def circuitsvis_view(tokens: Sequence[str], values: Sequence[float]) -> CircuitsVisView:
-    """CircuitsVis' `colored_tokens`, self-contained and escaped.
+def circuitsvis_view(tokens: Sequence[str], values: Sequence[float], *, height: int = 220) -> FramedHtml:
+    """CircuitsVis' `colored_tokens`, self-contained: its script is inside, tokens cannot break out, no network.
 
-    By itself CircuitsVis links a content network (or asks the network whether it is there), and a token such as
-    `</script>` ends its script. Here the bundle is written into the page and `<` in tokens is written as `\\u003c`.
+    CircuitsVis by itself links a CDN, asks the network whether it is there, and writes tokens into a script
+    unescaped. The scripts here run in a sandboxed frame whose policy forbids every request.
+
+    Args:
+        tokens: the text of each token.
+        values: one number a token; positive is blue.
+        height: of the frame in pixels.
 
     Raises:
-        SettingError: not one value a token.
+        SettingError: not as many values as tokens.
     """
-    if len(tokens) != len(values):
-        raise SettingError(f"{len(values)} values came for {len(tokens)} tokens; one for each is needed.")
-    from circuitsvis.utils.render import render_local
+    import json
+    from importlib import resources
 
-    stand_in = "\ue000"  # a private-use character: JSON writes it as the six characters \ue000
-    page = render_local(
-        "ColoredTokens", tokens=[t.replace("<", stand_in) for t in tokens], values=[float(v) for v in values]
+    props = {
+        "tokens": [_mended(str(t)) for t in tokens],
+        "values": [v if math.isfinite(v) else 0.0 for v in _numbers(tokens, values)],
+        "positiveColor": "blue",
+        "negativeColor": "red",
+    }
+    said = json.dumps(props)  # ASCII only
+    for mark in "<>&":  # in a script, JSON may hold them as escapes alone
+        said = said.replace(mark, f"\\u{ord(mark):04x}")
+    source = (resources.files("circuitsvis") / "dist" / "cdn" / "iife.js").read_text(encoding="utf-8")
+    source = source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    policy = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data:; font-src data:"
+    page = (
+        f'<!doctype html><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}">'
+        '<body style="margin:8px;font-family:system-ui,sans-serif"><div id="view"></div>'
+        f"<script>{source}\nCircuitsVis.render('view', CircuitsVis.ColoredTokens, {said});</script>"
     )
-    head, call, tail = page.rpartition("CircuitsVis.render(")
-    return CircuitsVisView(head + call + tail.replace("\\ue000", "\\u003c").replace(stand_in, "\\u003c"))
+    return FramedHtml(page, height, "".join(str(t) for t in tokens))
 
 
-def _visible(token: str) -> str:
-    """Escaped, with line breaks shown and kept."""
-    return html.escape(token).replace("\n", '<span style="opacity:.45">⏎</span>\n')
+def _pieces(model: "HookedChatModel", ids: Sequence[int]) -> list[str]:
+    """Each token's own text. Tokens that share a character (bytes of an emoji) decode to � each: the first of such a
+    run gets the character, the others nothing."""
+    decode = model.tokenizer.decode
+    pieces = [str(decode([i], clean_up_tokenization_spaces=False)) for i in ids]
+    k = 0
+    while k < len(ids):
+        if "\ufffd" not in pieces[k]:
+            k += 1
+            continue
+        stop = k + 1
+        while stop < min(len(ids), k + 8) and "\ufffd" in (whole := str(decode(list(ids[k:stop])))) and whole:
+            stop += 1
+        whole = str(decode(list(ids[k:stop]), clean_up_tokenization_spaces=False))
+        if "\ufffd" not in whole:
+            pieces[k:stop] = [whole, *[""] * (stop - k - 1)]
+        k = stop
+    return pieces
 
 
-def _css(colour: tuple[int, int, int, float]) -> str:
-    red, green, blue, opacity = colour
-    return f"rgba({red},{green},{blue},{opacity:.2f})"
+def _numbers(tokens: Sequence[str], values: Any) -> list[float]:
+    numbers = [float(v) for v in values]
+    if len(numbers) != len(tokens):
+        raise SettingError(f"There are {len(numbers)} values for {len(tokens)} tokens; give one a token.")
+    return numbers
 
 
-def _rich(colour: tuple[int, int, int, float]) -> str:
-    red, green, blue, opacity = colour
-    if opacity == 0:
+def _span_style(role: str, part: str) -> str:
+    if not role:
+        return "dim"
+    return f"black on {_RICH[role]}" if part == "content" else f"{_RICH[role]} dim"
+
+
+def _value_style(share: float) -> str:
+    if abs(share) < 0.08:
         return ""
-    # A terminal knows no opacity: mix with white, and write in black so that it reads on any ground.
-    mixed = [round(255 - (255 - c) * min(1.0, opacity * 1.2)) for c in (red, green, blue)]
-    return f"black on rgb({mixed[0]},{mixed[1]},{mixed[2]})"
+    amount = abs(share)
+    full = (47, 127, 209) if share > 0 else (217, 119, 43)
+    mixed = [round(255 - (255 - c) * amount) for c in full]
+    return f"#101418 on #{mixed[0]:02x}{mixed[1]:02x}{mixed[2]:02x}"
+
+
+def _mended(text: str) -> str:
+    """Lone surrogates (bytes read with `surrogateescape`) cannot be written as UTF-8; they show as �."""
+    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+
+
+def _visible(text: str) -> str:
+    """Control characters as pictures, so that no token acts on what shows it."""
+    return "".join(
+        chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else "␡" if c == "\x7f" else c for c in _mended(text)
+    )
+
+
+def _shown(text: str) -> str:
+    return (
+        escape(_visible(text)).replace("\n", '<span class="e">⏎</span>\n').replace("\t", '<span class="e">⇥</span>\t')
+    )
+
+
+def _attribute(text: str) -> str:
+    return escape(_mended(text), quote=True)
