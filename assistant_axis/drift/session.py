@@ -1,0 +1,237 @@
+"""`ChatSession`: a conversation with a model under watch; what `assistant-axis chat` puts on a terminal.
+
+The session knows nothing of terminals: lines go in, `Reply` objects come out, pieces of an answer go to a callback.
+"""
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from assistant_axis.activations.store import atomic
+from assistant_axis.drift.monitor import DriftMonitor, MonitoredTurn, TokenReading
+from assistant_axis.drift.trajectory import trajectory
+from assistant_axis.errors import AssistantAxisError, SettingError
+from assistant_axis.geometry.axis import AssistantAxis
+from assistant_axis.models.generation import decode
+
+if TYPE_CHECKING:
+    from assistant_axis.models.hooked import HookedChatModel
+
+HELP = """/cap [PERCENTILE | off]   keep the projection above a percentile of the calibration (75 by default)
+/steer [DOSE | off]       add the axis, as a fraction of the residual norm (-0.25: less of an assistant)
+/system [TEXT | off]      another system prompt; the conversation starts again
+/save FILE                the conversation with its projections, as JSON
+/plot [FILE]              the trace of the conversation so far
+/reset                    start again
+/quit                     leave"""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came of a line: `text` to show; `read` with an answer's projections; `quit` to leave."""
+
+    text: str
+    read: MonitoredTurn | None = None
+    quit: bool = False
+
+
+class ChatSession:
+    """A conversation, its projections, and what is in force.
+
+    Args:
+        model: the model.
+        axis: an axis of it.
+        layer: where to read; default: the layer this model is watched at.
+        system: system prompt.
+        max_new_tokens: upper bound of an answer.
+        temperature: of the sampling.
+        top_p: nucleus mass.
+        seed: of the sampling; the n-th answer uses seed + n.
+        threshold: raw projection under which the moving mean is reported (see `DriftMonitor`).
+    """
+
+    def __init__(
+        self,
+        model: "HookedChatModel",
+        axis: AssistantAxis,
+        layer: int | float | None = None,
+        *,
+        system: str = "",
+        max_new_tokens: int = 256,
+        temperature: float = 0.7,
+        top_p: float = 0.9,
+        seed: int = 0,
+        threshold: float | None = None,
+    ) -> None:
+        self.model, self.axis, self.system = model, axis, system
+        self.monitor = DriftMonitor(model, axis, layer, threshold=threshold)
+        self.sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        self.seed = seed
+        self.cap: Any = None
+        self.steer: Any = None
+        self.messages: list[dict[str, str]] = []
+        self.projections: list[float] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the conversation; what is in force stays."""
+        self.messages = [{"role": "system", "content": self.system}] if self.system else []
+        self.projections = []
+        self.monitor.turns.clear()
+
+    @property
+    def in_force(self) -> list[Any]:
+        """The interventions, in the order they act."""
+        return [i for i in (self.steer, self.cap) if i is not None]
+
+    def handle(self, line: str, on_piece: Callable[[str, TokenReading], Any] | None = None) -> Reply:
+        """A command or a message; a mistake becomes a reply, never an exception.
+
+        Args:
+            line: what was typed.
+            on_piece: gets every new piece of text of the answer with its token's reading, while it is generated.
+        """
+        line = line.strip()
+        if not line:
+            return Reply("")
+        try:
+            return self._command(line) if line.startswith("/") else self.say(line, on_piece)
+        except AssistantAxisError as e:
+            return Reply(f"Error: {e}")
+        except OSError as e:
+            return Reply(f"Error: {e}")
+
+    def say(self, text: str, on_piece: Callable[[str, TokenReading], Any] | None = None) -> Reply:
+        """Answer a message; the conversation is left as it was if that fails or is interrupted."""
+        said: list[int] = []
+        shown = ""
+
+        def token(reading: TokenReading) -> None:
+            nonlocal shown
+            said.append(reading.token_id)
+            whole = decode(self.model, said)
+            if on_piece is not None and not whole.endswith("\ufffd"):  # half a character waits for its other half
+                on_piece(whole[len(shown) :], reading)
+                shown = whole
+
+        asked = [*self.messages, {"role": "user", "content": text}]
+        self.monitor.on_token = token
+        try:
+            with self.model.steered(*self.in_force):
+                answer = self.monitor.generate(asked, seed=self.seed + len(self.projections), **self.sampling)
+        finally:
+            self.monitor.on_token = None
+        read = self.monitor.turns[-1]
+        if not answer.text.strip():
+            return Reply("(The model answered nothing; say it in another way.)", read)
+        self.messages = [*asked, {"role": "assistant", "content": answer.text}]
+        self.projections.append(read.mean)
+        return Reply(answer.text, read)
+
+    def meter(self, projection: float, width: int = 24) -> str:
+        """A bar for a raw projection, from the calibration's lowest to its highest value."""
+        rank = self.monitor.percentile(projection)
+        if rank != rank:  # no calibration
+            return f"{projection - self.monitor.center:+.1f} centred"
+        filled = round(rank / 100 * width)
+        bar = "█" * filled + "░" * (width - filled)
+        return f"{bar} {projection - self.monitor.center:+.1f} centred · {rank:.0f}th percentile"
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def _command(self, line: str) -> Reply:
+        name, _, rest = line[1:].partition(" ")
+        rest = rest.strip()
+        commands: dict[str, Callable[[str], Reply]] = {
+            "cap": self._cap,
+            "steer": self._steer,
+            "system": self._system,
+            "save": self._save,
+            "plot": self._plot,
+            "reset": self._reset,
+            "quit": lambda _: Reply("", quit=True),
+            "exit": lambda _: Reply("", quit=True),
+            "help": lambda _: Reply(HELP),
+        }
+        if name not in commands:
+            return Reply(f"There is no command /{name}.\n{HELP}")
+        return commands[name](rest)
+
+    def _cap(self, rest: str) -> Reply:
+        from assistant_axis.steering.interventions import Cap
+
+        if rest == "off":
+            self.cap = None
+            return Reply("No cap.")
+        percentile = _number(rest or "75", "/cap takes a percentile (0 to 100), or off")
+        cap = Cap.calibrated(self.axis, percentile)
+        said = cap.describe(self.model)
+        self.cap = cap
+        return Reply(said)
+
+    def _steer(self, rest: str) -> Reply:
+        from assistant_axis.steering.interventions import Add
+
+        if rest in ("off", ""):
+            self.steer = None
+            return Reply("No steering.")
+        dose = _number(rest, "/steer takes a dose such as -0.25, or off")
+        add = Add(self.axis, dose, layers=self.monitor.layer)
+        said = add.describe(self.model)
+        self.steer = add
+        return Reply(said)
+
+    def _system(self, rest: str) -> Reply:
+        self.system = "" if rest == "off" else rest
+        self.reset()
+        return Reply(f"System prompt: {self.system or 'none'}. The conversation starts again.")
+
+    def _reset(self, _rest: str) -> Reply:
+        self.reset()
+        return Reply("The conversation starts again.")
+
+    def _save(self, rest: str) -> Reply:
+        if not rest:
+            raise SettingError("/save needs a file name.")
+        path = Path(_path(rest)).expanduser()
+        said = {
+            "model": self.model.name,
+            "layer": self.monitor.layer,
+            "projections": self.projections,
+            "center": self.monitor.center,
+            "in_force": [i.describe(self.model) for i in self.in_force],
+            "conversation": self.messages,
+        }
+        with atomic(path) as scratch:
+            scratch.write_text(json.dumps(said, indent=1, ensure_ascii=False), encoding="utf-8")
+        return Reply(f"Written to {path}.")
+
+    def _plot(self, rest: str) -> Reply:
+        from assistant_axis.plots.drift import drift_trace
+        from assistant_axis.plots.style import save_figure
+
+        if not self.projections:
+            raise SettingError("There is no answer to plot yet.")
+        with self.model.steered(*self.in_force):
+            trace = trajectory(self.model, self.axis, self.messages, self.monitor.layer)
+        path = Path(_path(rest) if rest else "drift.png").expanduser()
+        save_figure(drift_trace(trace), path)
+        return Reply(f"{trace}\nWritten to {path}.")
+
+
+def _path(text: str) -> str:
+    try:
+        parts = shlex.split(text)
+    except ValueError:
+        return text
+    return parts[0] if len(parts) == 1 else text
+
+
+def _number(text: str, expected: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise SettingError(f"{expected}; got {text!r}.") from None
