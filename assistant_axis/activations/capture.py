@@ -274,9 +274,9 @@ class _Run:
         return f" ({self.readings[row].label})" if self.readings[row].label else ""
 
     def _finish(self, rows: Sequence[int], take: "_Reducer") -> Means:
-        means, norms = take.result()
-        if not torch.isfinite(means).all():
-            bad = (~torch.isfinite(means)).any(-1).nonzero()[0].tolist()
+        means, norms, finite = take.result()
+        if not finite.all():
+            bad = (~finite).nonzero()[0].tolist()
             raise NonFiniteError(
                 f"The activations of sequence {rows[bad[0]]}{self._label(rows[bad[0]])} are not finite at layer {self.points[bad[1]].layer}. "
                 f"Load the model in bfloat16 or float32 (it runs in {str(self.model.dtype).removeprefix('torch.')}), "
@@ -306,7 +306,9 @@ class _Reducer:
             row, pos, weights = self._on(x.device)
             tokens = x[row, pos].to(torch.float32)
             norms = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
-            self._found[point] = torch.cat([weights @ tokens, weights @ norms], dim=1)
+            # In a product one bad token would spoil every row (0 × NaN is NaN): count bad tokens row by row.
+            bad = (~torch.isfinite(norms)).to(torch.float32)
+            self._found[point] = torch.cat([weights @ tokens, weights @ norms, weights @ bad], dim=1)
 
         return reduce
 
@@ -316,9 +318,10 @@ class _Reducer:
             self._index[device] = (first[0].to(device), first[1].to(device), first[2].to(device))
         return self._index[device]
 
-    def result(self) -> tuple[Tensor, Tensor]:
+    def result(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Means `[batch, point, d_model]`, mean norms `[batch, point]`, and which of them come from finite tokens."""
         stacked = torch.stack([self._found[p].cpu() for p in self.points], dim=1)
-        return stacked[..., :-1], stacked[..., -1]
+        return stacked[..., :-2], stacked[..., -2], stacked[..., -1] == 0
 
 
 def _sliding_window(model: "HookedChatModel") -> int | None:

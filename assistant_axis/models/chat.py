@@ -159,8 +159,7 @@ class ChatFormat:
                 )
             span = _tokens_of(offsets, start, stop, text)
             self._check_decodes(ids, offsets, span, text, message["content"], i)
-            body = self._apply(joined[:i], False) if i else ""
-            opens = len(body) if text.startswith(body) and len(body) >= end_of_last else end_of_last
+            opens = self._opens_at(joined[:i], text, end_of_last)
             header = (min(_first_token_from(offsets, opens), span[0]), span[0])
             turns.append(TurnSpan(i, message["role"], header, span))
             end_of_last = stop
@@ -191,6 +190,14 @@ class ChatFormat:
         return PLAIN_STOPS if self.plain else ()
 
     # -- inside --------------------------------------------------------------------------------------------------------
+
+    def _opens_at(self, before: list[dict[str, str]], text: str, end_of_last: int) -> int:
+        """Where the text of the next turn starts: after the rendering of the turns before it, where that is a prefix."""
+        try:
+            body = self._apply(before, False) if before else ""
+        except TemplateError:  # some templates refuse a system turn that stands alone
+            return end_of_last
+        return len(body) if text.startswith(body) and len(body) >= end_of_last else end_of_last
 
     def _generation_header(
         self, messages: list[dict[str, str]], text: str, ids: list[int], offsets: list[tuple[int, int]]

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, overload
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from assistant_axis.plots.tokens import TokenView
 
 
+@runtime_checkable
 class Intervention(Protocol):
     """Anything that changes activations: see `assistant_axis.steering`."""
 
@@ -207,7 +208,7 @@ class HookedChatModel:
     def forward(
         self,
         ids: Int[Tensor, "batch pos"],
-        mask: Bool[Tensor, "batch pos"] | None = None,
+        mask: Bool[Tensor, "batch cached_and_pos"] | None = None,
         *,
         logits: int | None = 1,
         until: int | None = None,
@@ -217,7 +218,7 @@ class HookedChatModel:
 
         Args:
             ids: token ids.
-            mask: real positions (pads are `False`).
+            mask: real positions (pads are `False`), those of a key-value cache first.
             logits: how many last positions get logits; `None` for all.
             until: last layer that is wanted; the pass ends there and returns `None`.
             kwargs: passed to the HF model.

@@ -6,7 +6,7 @@ TransformerLens 3 `HookedTransformer`. Everything above uses only this surface.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -24,6 +24,7 @@ class StopForward(Exception):
     """Raised inside a hook to end a forward pass after the last layer that is wanted."""
 
 
+@runtime_checkable
 class Lens(Protocol):
     """What the wrapper needs of a TransformerLens model."""
 

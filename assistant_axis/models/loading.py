@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from assistant_axis.errors import FetchError, ModelError, SettingError, UnknownNameError
+from assistant_axis.errors import FetchError, IntegrityError, ModelError, SettingError, UnknownNameError
 from assistant_axis.models import embedded
 from assistant_axis.models.chat import ChatFormat
 from assistant_axis.models.hooked import HookedChatModel
@@ -119,10 +119,12 @@ def _from_pretrained(
     attn_implementation: str | None,
     trust_remote_code: bool,
 ) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils import logging as hf_logging
 
     where = torch.device(device) if device is not None else _default_device()
+    wanted = _dtype(dtype, where)
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     bars = hf_logging.is_progress_bar_enabled()
     if Path(path).is_dir():
@@ -134,7 +136,9 @@ def _from_pretrained(
             kwargs["attn_implementation"] = attn_implementation
         if device_map is not None:
             kwargs["device_map"] = device_map
-        hf = AutoModelForCausalLM.from_pretrained(path, dtype=_dtype(dtype, where), **kwargs)
+        hf = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, **kwargs)
+    except SafetensorError as e:
+        raise IntegrityError(f"The weights in {path} are not whole ({e}). Copy or download them again.") from e
     except (OSError, ValueError) as e:
         if isinstance(e, ValueError) and "does not recognize" not in str(e) and "Unrecognized" not in str(e):
             raise ModelError(f"{path} could not be loaded: {e}") from e

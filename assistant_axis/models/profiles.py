@@ -43,7 +43,9 @@ PROFILES: dict[str, Profile] = {
     "meta-llama/llama-3.3-70b-instruct": Profile(
         40, 80, "middle layer of the paper", CappingWindow(range(56, 72), 75.0, "Lu et al. 2026, section 5")
     ),
-    "smollm2-135m-instruct": Profile(19, 30, "chosen by |cos(axis, PC1)| and by the effect of steering; benchmarks/persona_space.py"),
+    "smollm2-135m-instruct": Profile(
+        19, 30, "chosen by |cos(axis, PC1)| and by the effect of steering; benchmarks/persona_space.py"
+    ),
     "gemma-3-270m": Profile(12, 18, "base model"),
 }
 
