@@ -1,240 +1,441 @@
-"""One self-contained HTML page about a run: pictures inside, nothing fetched, printable, light and dark."""
+"""One self-contained HTML page from a run: pictures inside, no script, no request; light, dark, print, phone."""
 
 import base64
-import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from assistant_axis._version import __version__
 from assistant_axis.activations.store import atomic
-from assistant_axis.geometry.vectors import PersonaVectors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from assistant_axis.drift.trajectory import Trajectory
-    from assistant_axis.geometry.published import PublishedComparison
+    from assistant_axis.geometry.axis import AssistantAxis
+    from assistant_axis.geometry.published import PublishedComparison, PublishedRanking
+    from assistant_axis.geometry.space import PersonaSpace
+    from assistant_axis.geometry.vectors import PersonaVectors
+
+SHARES = (0.7, 0.8, 0.9)
+ENDS = 10
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure with what it shows in words, for those who cannot see it."""
+class Note:
+    """A short remark in a box."""
 
-    figure: "Figure"
-    alt: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a header; `folded` hides them behind their title until asked for."""
+    """Rows of cells under a header.
+
+    Attributes:
+        header: names of the columns; may be empty.
+        rows: the cells; floats are written with two decimals.
+        caption: under what conditions the numbers were measured.
+        collapsed: the line that opens the table, if it should be closed at first.
+        strong: indices of rows that stand out.
+    """
 
     header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    title: str = ""
-    folded: bool = False
+    rows: tuple[tuple[Any, ...], ...]
+    caption: str = ""
+    collapsed: str = ""
+    strong: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A matplotlib figure (set as SVG in the page's own colours) or the bytes of a PNG.
+
+    Attributes:
+        source: the figure, or PNG bytes.
+        caption: what is seen, and under what conditions.
+        alt: what a screen reader says; default: the caption.
+    """
+
+    source: "Figure | bytes"
+    caption: str
+    alt: str = ""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """One prompt answered under several conditions, side by side: (condition, text) pairs."""
+    """Answers to one prompt, side by side.
+
+    Attributes:
+        title: of the comparison.
+        prompt: what was asked.
+        answers: pairs (condition, text), the unsteered one first.
+        caption: under what conditions they were generated.
+    """
 
     title: str
     prompt: str
-    answers: tuple[tuple[str, str], ...]
+    answers: Sequence[tuple[str, str]]
+    caption: str = ""
+
+
+Block: TypeAlias = Note | Table | Picture | Answers
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading, a paragraph, and what stands under it."""
+    """A heading, a paragraph and what follows it."""
 
     title: str
-    text: str
-    parts: tuple[Picture | Table | Answers, ...] = ()
+    blocks: Sequence[Block] = ()
+    text: str = ""
 
 
-def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Write sections as one HTML file, in one atomic step.
+def write_report(
+    path: str | Path, sections: Iterable[Section], *, title: str = "Assistant Axis", lead: Sequence[str] = ()
+) -> Path:
+    """Write one HTML page that opens offline, in one atomic step; every text is escaped.
 
-    Everything is escaped; figures are inlined as PNG; the page makes no request of any kind.
+    Args:
+        path: of the page.
+        sections: in order.
+        title: of the page.
+        lead: paragraphs under the title.
+
+    Returns:
+        The path written.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from jinja2 import Environment, StrictUndefined
 
-    environment = Environment(
-        loader=PackageLoader("assistant_axis", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["png"] = _png
-    environment.tests["picture"] = lambda part: isinstance(part, Picture)
-    environment.tests["table"] = lambda part: isinstance(part, Table)
-    page = environment.get_template("report.html.j2").render(
-        title=title, lead=lead, sections=sections, version=__version__
-    )
-    with atomic(path) as scratch:
-        scratch.write_text(page, encoding="utf-8")
-    return Path(path)
+    source = resources.files("assistant_axis").joinpath("report.html.j2").read_text(encoding="utf-8")
+    template = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True).from_string(source)
+    ready = [
+        {"title": s.title, "text": s.text, "blocks": [_ready(b, f"p{i}-{k}") for k, b in enumerate(s.blocks)]}
+        for i, s in enumerate(sections)
+    ]
+    page = template.render(title=title, lead=list(lead), sections=ready)
+    target = Path(path)
+    with atomic(target) as scratch:
+        # A lone surrogate in a generated answer must not cost the report.
+        scratch.write_text(page, encoding="utf-8", errors="replace")
+    return target
 
 
 def persona_report(
     path: str | Path,
-    vectors: PersonaVectors,
+    vectors: "PersonaVectors",
     *,
-    published: "PublishedComparison | None" = None,
-    answers: Sequence[Answers] = (),
-    trace: "Trajectory | None" = None,
+    axis: "AssistantAxis | None" = None,
+    layer: int | float | None = None,
+    published: "PublishedComparison | PublishedRanking | Mapping[str, float] | None" = None,
+    answers: Sequence[Answers | tuple[str, str, Sequence[tuple[str, str]]]] | None = None,
+    trace: "Trajectory | Mapping[str, Trajectory] | None" = None,
+    floor: float | None = None,
+    title: str | None = None,
 ) -> Path:
-    """The standard report of a run: roles along the axis, the space, agreement, answers, drift, conditions.
+    """The standard report of a run.
 
     Args:
-        path: the HTML file.
-        vectors: the run.
-        published: a comparison with a published ranking.
-        answers: answers under interventions, side by side.
-        trace: a conversation along the axis.
+        path: of the page.
+        vectors: the run's persona vectors.
+        axis: the Assistant Axis; default: the vectors' own.
+        layer: index or depth that tables and maps are of; default: the monitoring layer.
+        published: a comparison made already, a published ranking, or role → figure (positive: Assistant-like).
+        answers: comparisons of answers (unsteered, steered, capped, random direction).
+        trace: one conversation along the axis, or several by name.
+        floor: a cap's floor (raw) to draw in the trace.
+        title: of the page.
+
+    Returns:
+        The path written.
+
+    Raises:
+        LayerError: the layer is not held.
+        GeometryError: too few roles for a persona space, or too few shared with `published`.
     """
-    c = vectors.conditions
-    sections = [_roles(vectors), _space(vectors)]
-    if published is not None:
-        sections.append(_agreement(published))
-    if answers:
-        text = (
-            "The same prompts, answered greedily under each condition. A random direction of equal norm shows what any push "
-            "of this size does; the axis should do more than that."
-        )
-        sections.append(Section("What steering and capping do", text, tuple(answers)))
-    if trace is not None:
-        sections.append(_drift(trace))
-    sections.append(_conditions(vectors))
+    axis = vectors.axis() if axis is None else axis
+    layer = vectors.layers[vectors.layer_index(vectors.monitoring_layer if layer is None else layer)]
+    space = vectors.space(layer)
+    spaces = {x: space if x == layer else vectors.space(x) for x in vectors.layers}
+    said = vectors.conditions
     lead = (
-        f"Where {c.model} stands among {len(vectors.roles)} characters: its residual stream was averaged over "
-        f"{int(vectors.counts.sum()) + vectors.default_count} prompts, asked as each character and as itself. The Assistant Axis "
-        "is the model's default persona minus the mean of the characters; positive is Assistant-like everywhere."
+        f"This page shows which directions {said.model} uses to tell {len(vectors.roles)} personas apart, and the Assistant "
+        "Axis among them: the direction from the mean of all roles to the model's default self.",
+        "Positive numbers are Assistant-like everywhere; every figure says under what conditions it was measured.",
     )
-    return write_report(path, f"Persona space of {c.model}", lead, sections)
+    sections = [
+        _roles(vectors, axis, space),
+        _dimensions(space, spaces, layer),
+        _published(vectors, axis, spaces, layer, published),
+    ]
+    if answers:
+        blocks = [a if isinstance(a, Answers) else Answers(*a) for a in answers]
+        text = "The same prompt under different conditions. A random direction of equal norm is the control: what it does too is not the axis's doing."
+        sections.append(Section("Steered and capped answers", blocks, text))
+    if trace is not None:
+        sections.append(_trace(trace, floor))
+    sections.append(_conditions(vectors, axis))
+    return write_report(path, [s for s in sections if s], title=title or f"Personas of {said.model}", lead=lead)
 
 
-def _roles(vectors: PersonaVectors) -> Section:
-    from assistant_axis.plots import persona
+# -- sections ----------------------------------------------------------------------------------------------------------
 
-    layer = vectors.monitoring_layer
-    axis, space = vectors.axis(), vectors.space(layer)
-    k = axis.layer_index(layer)
-    projections = axis.project(vectors.vectors[:, k], layer, centered=True)
-    raw = axis.project(vectors.vectors[:, k], layer)
-    cosine = space.scores(1)
-    order = projections.argsort(descending=True).tolist()
+
+def _roles(vectors: "PersonaVectors", axis: "AssistantAxis", space: "PersonaSpace") -> Section:
+    from assistant_axis.plots.persona import role_map, role_ranking
+    from assistant_axis.plots.style import readable
+
+    k, layer = vectors.layer_index(space.layer), space.layer
+    along = axis.project(vectors.vectors[:, k], layer, centered=True)
+    scores = space.scores()
+    rows = [
+        (place, readable(vectors.roles[i]), float(along[i]), float(scores[i]), int(vectors.counts[i]))
+        for place, i in enumerate(along.argsort(descending=True).tolist(), start=1)
+    ]
+    default = (
+        "",
+        "default",
+        float(axis.project(vectors.default[k], layer, centered=True)),
+        space.default_score(1, "cosine"),
+        vectors.default_count,
+    )
+    header = ("#", "role", "projection on the axis", "cosine with PC1", "rollouts")
+    under = _line(vectors, layer, "projection centred by the role mean, in activation units")
+    ends = [*rows[:ENDS], ("…", "…", "…", "…", "…"), *rows[-ENDS:]] if len(rows) > 2 * ENDS else rows
+    where = space.default_position()
+    return Section(
+        "The roles along the Assistant Axis",
+        [
+            Table(header, (default, *ends), under, strong=(0,)),
+            Table(header, (default, *rows), under, collapsed=f"All {len(rows)} roles", strong=(0,)),
+            Picture(role_ranking(vectors, axis, layer=layer), under),
+            Picture(
+                role_map(space), _line(vectors, layer, "principal components of the role vectors, centred projections")
+            ),
+        ],
+        f"Ordered by their projection on the axis at layer {layer}. On PC1 the default stands at {where:.2f}, "
+        "where 0 is the Assistant's end of the roles and 1 the other.",
+    )
+
+
+def _dimensions(space: "PersonaSpace", spaces: Mapping[int, "PersonaSpace"], layer: int) -> Section:
+    from assistant_axis.plots.persona import axis_cosines, scree
+    from assistant_axis.plots.style import describe
+
+    cosines = {x: s.axis_cosine() for x, s in spaces.items()}
     rows = tuple(
-        (
-            str(place + 1),
-            vectors.roles[r],
-            f"{float(projections[r]):+.2f}",
-            f"{float(raw[r]):+.2f}",
-            f"{float(cosine[r]):+.3f}",
-            str(int(vectors.counts[r])),
+        (x, *(s.dimensions(share) for share in SHARES), float(s.variance[0]) * 100, cosines[x])
+        for x, s in spaces.items()
+    )
+    count = f"n = {len(space.roles)} roles"
+    header = ("layer", "dimensions for 70 %", "80 %", "90 %", "variance of PC1 (%)", "|cos(axis, PC1)|")
+    cosine = axis_cosines(list(cosines.values()), list(cosines), marked=layer)
+    return Section(
+        "How many dimensions, and is the axis the first of them?",
+        [
+            Picture(scree(space), describe(space.conditions, f"layer {layer}", count, "centred PCA, not scaled")),
+            Picture(cosine, describe(space.conditions, count, f"layer {layer} marked")),
+            Table(
+                header,
+                rows,
+                describe(space.conditions, count),
+                collapsed="Every layer in numbers",
+                strong=tuple(i for i, x in enumerate(spaces) if x == layer),
+            ),
+        ],
+        f"{space.dimensions(0.7)} components explain 70 % of the variance of the role vectors at layer {layer}; "
+        f"|cos(axis, PC1)| is {cosines[layer]:.2f} there.",
+    )
+
+
+def _published(
+    vectors: "PersonaVectors",
+    axis: "AssistantAxis",
+    spaces: Mapping[int, "PersonaSpace"],
+    layer: int,
+    published: Any,
+) -> Section | None:
+    if published is None:
+        return None
+    import numpy as np
+
+    from assistant_axis.geometry.controls import correlate
+    from assistant_axis.plots.persona import against_published
+    from assistant_axis.plots.style import describe
+
+    name, figures, halves = _figures(published)
+    shared = [r for r in vectors.roles if r in figures]
+    there = np.array([figures[r] for r in shared])
+    at = [vectors.roles.index(r) for r in shared]
+    scores = {x: s.scores()[at].numpy().astype(np.float64) for x, s in spaces.items()}
+    space = spaces[layer]
+    picture = against_published(
+        dict(zip(shared, scores[layer].tolist(), strict=True)),
+        figures,
+        f"published projection, raw ({name})",
+        score_label="cosine with PC1, centred (this run)",
+        conditions=vectors.conditions,
+        layer=layer,
+    )
+    along = (
+        axis.project(vectors.vectors[at, vectors.layer_index(layer)], layer, centered=True).numpy().astype(np.float64)
+    )
+    rows: list[tuple[Any, ...]] = []
+    for what, values in (("PC1 (cosine)", scores[layer]), ("axis (centred projection)", along)):
+        found = correlate(values, there)
+        rows.append((what, "all shared", found.n, found.spearman, str(found.spearman_interval), found.pearson))
+    if halves is None:  # PC1 and axis of all roles, read on every other role by name
+        order = np.argsort(np.array(shared), kind="stable")
+        halves = []
+        for part in (order[::2], order[1::2]):
+            if len(part) >= 3:
+                halves.append((correlate(scores[layer][part], there[part]), correlate(along[part], there[part])))
+        how = "halves: every other shared role by name, directions from all roles"
+    else:
+        how = "halves: PC1 and axis fitted again from each half alone"
+    for k, (pc1, own) in enumerate(halves, start=1):
+        rows.append(("PC1 (cosine)", f"half {k}", pc1.n, pc1.spearman, str(pc1.spearman_interval), pc1.pearson))
+        rows.append(
+            ("axis (centred projection)", f"half {k}", own.n, own.spearman, str(own.spearman_interval), own.pearson)
         )
-        for place, r in enumerate(order)
-    )
-    header = ("#", "role", "centred projection", "raw projection", "cosine with PC1", "rollouts")
-    default = float(axis.project(vectors.default[k], layer, centered=True))
-    beyond = int((projections > default).sum())
-    text = (
-        f"Layer {layer}. The default persona projects to {default:+.2f} (centred, activation units); "
-        f"{beyond} of {len(vectors.roles)} roles lie further toward the Assistant's end."
-    )
-    ends = Table(header, rows[:10] + rows[-10:], "The ten roles at each end")
+    header = ("this run's", "roles", "n", "Spearman", "95 % interval", "Pearson")
+    by_layer = tuple((x, _spearman(v, there)) for x, v in scores.items())
+    under = describe(vectors.conditions, f"layer {layer}", f"n = {len(shared)} shared roles", how)
     return Section(
-        "Roles along the Assistant Axis",
-        text,
-        (
-            Picture(persona.role_ranking(space), "Histogram of the roles along PC1 with the default marked"),
-            ends,
-            Table(header, rows, f"All {len(rows)} roles", folded=True),
-        ),
+        f"Against the published ranking of {name}",
+        [
+            Picture(picture, under),
+            Table(header, tuple(rows), under),
+            Table(
+                ("layer", "Spearman of PC1 scores"),
+                by_layer,
+                describe(
+                    vectors.conditions, f"n = {len(shared)} shared roles", "cosine scores; not used to choose the layer"
+                ),
+                collapsed="Every layer",
+                strong=tuple(i for i, x in enumerate(spaces) if x == layer),
+            ),
+        ],
+        f"Spearman's rank correlation of this run's PC1 scores at layer {space.layer} with the published projections of "
+        f"{name}: {rows[0][3]:.3f}.",
     )
 
 
-def _space(vectors: PersonaVectors) -> Section:
-    from assistant_axis.plots import persona
-
-    space = vectors.space()
-    rows = []
-    for layer in vectors.layers:
-        s = vectors.space(layer)
-        dims = " / ".join(str(s.dimensions(x)) for x in (0.7, 0.8, 0.9))
-        mark = " (monitoring)" if layer == vectors.monitoring_layer else ""
-        rows.append((f"{layer}{mark}", f"{s.axis_cosine():.2f}", dims, f"{s.default_position():.2f}"))
-    header = ("layer", "|cos(axis, PC1)|", "components for 70 / 80 / 90 %", "default on PC1")
-    text = (
-        f"At layer {space.layer}, {space.dimensions(0.7)} components explain 70 % of the variance of the role vectors, and the "
-        f"first has |cos| {space.axis_cosine():.2f} with the Assistant Axis. On PC1 the default lies at {space.default_position():.2f} "
-        "of the roles' range (0 is the Assistant's end, 1 the other)."
-    )
-    return Section(
-        "The persona space",
-        text,
-        (
-            Picture(persona.role_map(space), "Roles on the first two principal components"),
-            Picture(persona.scree(space), "Cumulative variance of the components"),
-            Picture(persona.axis_cosines(vectors), "Cosine of axis and first component by layer"),
-            Table(header, tuple(rows), "Layer by layer", folded=True),
-        ),
-    )
+def _figures(published: Any) -> tuple[str, dict[str, float], Any]:
+    """Name, role → figure, and correlations of two halves if they were made already."""
+    if isinstance(published, Mapping):
+        return "a published model", {str(k): float(v) for k, v in published.items()}, None
+    if hasattr(published, "halves"):
+        return (
+            published.published,
+            dict(zip(published.roles, published.figures.tolist(), strict=True)),
+            published.halves,
+        )
+    return published.name, dict(published.ranking()), None
 
 
-def _agreement(comparison: "PublishedComparison") -> Section:
-    from assistant_axis.plots import persona
+def _spearman(x: Any, y: Any) -> float:
+    import numpy as np
+    from scipy.stats import spearmanr
 
-    text = (
-        f"The published ranking of {comparison.published} and this run order {len(comparison.roles)} roles with Spearman "
-        f"{comparison.pc1.spearman:.3f} (PC1, cosine scores) and {comparison.axis.spearman:.3f} (axis projections). Fitted and "
-        "compared on two disjoint halves of the roles alone: "
-        + " and ".join(f"{pc1.spearman:.3f}" for pc1, _ in comparison.halves)
-        + "."
-    )
-    picture = Picture(persona.against_published(comparison), "Role scores here against the published ones")
-    return Section("Agreement with a published model", text, (picture,))
+    return float("nan") if np.ptp(x) == 0 or np.ptp(y) == 0 else float(spearmanr(x, y).statistic)
 
 
-def _drift(trace: "Trajectory") -> Section:
+def _trace(trace: Any, floor: float | None) -> Section:
     from assistant_axis.plots.drift import drift_trace
 
-    rows = tuple(
-        (
-            str(r["turn"] + 1),
-            str(r["role"]),
-            f"{r['raw']:+.2f}",
-            f"{r['centered']:+.2f}",
-            f"{r['percentile']:.0f}",
-            t.content,
+    traces = dict(trace) if isinstance(trace, Mapping) else {"": trace}
+    blocks: list[Block] = []
+    first = next(iter(traces.values()))
+    layer = first.layers[0]
+    under = f"{first.model} · layer {layer} · {first.span} span · {first.reading} interventions · raw projection, activation units"
+    blocks.append(Picture(drift_trace(trace, layer=layer, floor=floor), under))
+    for name, one in traces.items():
+        said = one.of("assistant")
+        values = one.means(layer).tolist()
+        places = one.percentiles(layer).tolist()
+        rows = tuple(
+            (k, v, p, t.content or "(about to be said)")
+            for k, (t, v, p) in enumerate(zip(said, values, places, strict=True), 1)
         )
-        for r, t in zip((r for r in trace.rows() if r["layer"] == trace.layers[0]), trace.turns, strict=True)
-    )
-    header = ("turn", "role", "raw", "centred", "percentile", "what was said")
-    text = "A short conversation with the model: each turn's place on the axis, and among the calibration rollouts."
+        header = ("turn", "raw projection", "percentile of all roles' rollouts", "what is said")
+        blocks.append(Table(header, rows, f"{name} · {under}" if name else under))
+        blocks += [Note(w) for w in one.warnings]
     return Section(
-        "Drift",
-        " ".join([text, *trace.warnings]),
-        (Picture(drift_trace(trace), "Projection of each assistant turn"), Table(header, rows, "Turn by turn")),
+        "The drift of a conversation", blocks, "Where the model stands on the axis, assistant turn by assistant turn."
     )
 
 
-def _conditions(vectors: PersonaVectors) -> Section:
-    said = {**vectors.conditions.as_dict(), "rollouts of the default": vectors.default_count}
-    said["rollouts a role"] = f"{int(vectors.counts.min())} to {int(vectors.counts.max())}"
-    said["lowest integrity cosine of the axis"] = f"{float(vectors.axis().integrity().min()):.4f}"
-    rows = tuple((key.replace("_", " "), str(value)) for key, value in said.items())
-    text = (
-        "Under these conditions the numbers above were measured; they are written in the header of every artefact too."
+def _conditions(vectors: "PersonaVectors", axis: "AssistantAxis") -> Section:
+    rows = [(k.replace("_", " "), str(v)) for k, v in vectors.conditions.as_dict().items() if str(v)]
+    rows += [
+        ("roles", str(len(vectors.roles))),
+        ("rollouts", f"{int(vectors.counts.sum())} of roles, {vectors.default_count} of the default"),
+        ("layers held", str(len(vectors.layers))),
+        ("axis", axis.method),
+        ("report written by", f"assistant-axis {__version__}"),
+    ]
+    return Section(
+        "Conditions",
+        [Table(("", ""), tuple(rows))],
+        "What these numbers depend on; the same lines travel in every artefact.",
     )
-    return Section("Conditions", text, (Table(("condition", "value"), rows),))
 
 
-def _png(picture: Picture) -> str:
-    """A figure as a data URI."""
-    buffer = io.BytesIO()
-    picture.figure.savefig(buffer, format="png", dpi=130, facecolor="white")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _line(vectors: "PersonaVectors", layer: int, what: str) -> str:
+    from assistant_axis.plots.style import describe
+
+    return describe(
+        vectors.conditions, f"layer {layer}", f"n = {len(vectors.roles)} roles", vectors.conditions.design, what
+    )
+
+
+# -- blocks for the template -------------------------------------------------------------------------------------------
+
+
+def _ready(block: Block, prefix: str) -> dict[str, Any]:
+    if isinstance(block, Note):
+        return {"kind": "note", "text": block.text}
+    if isinstance(block, Answers):
+        pairs = [(label, text.strip()) for label, text in block.answers]
+        return {
+            "kind": "answers",
+            "title": block.title,
+            "prompt": block.prompt,
+            "answers": pairs,
+            "caption": block.caption,
+        }
+    if isinstance(block, Picture):
+        return {"kind": "picture", "markup": _markup(block, prefix), "caption": block.caption}
+    width = max((len(r) for r in block.rows), default=len(block.header))
+    numeric = [any(isinstance(r[k], (int, float)) for r in block.rows if k < len(r)) for k in range(width)]
+    rows = [{"cells": [_cell(c) for c in row], "strong": i in block.strong} for i, row in enumerate(block.rows)]
+    header = block.header if any(block.header) else ()
+    return {
+        "kind": "table",
+        "header": header,
+        "rows": rows,
+        "numeric": numeric,
+        "caption": block.caption,
+        "collapsed": block.collapsed,
+    }
+
+
+def _markup(picture: Picture, prefix: str) -> Any:
+    from markupsafe import Markup
+
+    from assistant_axis.plots.style import inline_svg
+
+    said = picture.alt or picture.caption
+    if isinstance(picture.source, bytes):
+        data = base64.b64encode(picture.source).decode("ascii")
+        return Markup('<img alt="{}" src="data:image/png;base64,{}">').format(said, data)
+    return Markup(inline_svg(picture.source, prefix, said))  # text in it was escaped by matplotlib
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "–" if value != value else f"{value:.2f}".replace("-", "−")
+    return str(value)

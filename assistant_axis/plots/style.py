@@ -41,7 +41,7 @@ class Plot(Figure):
 @contextmanager
 def styled(width: float = 6.4, height: float = 4.0) -> Iterator[Plot]:
     """A new figure of that size in inches; everything drawn in the block has the house's fonts and colours."""
-    with rc_context({**_RC, **{k: INK for k in ("text.color", "axes.labelcolor", "xtick.color", "ytick.color")}}):
+    with rc_context({**_RC, **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)}):
         yield Plot(figsize=(width, height), layout="constrained", facecolor="white")
 
 

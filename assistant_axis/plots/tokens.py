@@ -1,6 +1,7 @@
 """Tokens in colour: by the turn they belong to, or by a value. No script, no network, everything escaped."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -251,7 +252,7 @@ def _value_style(share: float) -> str:
 
 def _mended(text: str) -> str:
     """Lone surrogates (bytes read with `surrogateescape`) cannot be written as UTF-8; they show as �."""
-    return text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def _visible(text: str) -> str:
