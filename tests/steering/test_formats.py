@@ -172,7 +172,7 @@ def test_save_and_load_any(tiny, axis, tmp_path):
     for x in (chain, again):
         with tiny.steered(x):
             results.append(tiny.run_with_cache(CHAT, [], logits=None)[0].logits)
-    assert torch.equal(*results)
+    assert torch.allclose(*results, atol=1e-4)  # read back, tensors may lie at another alignment
     single = load_intervention(save_intervention(tmp_path / "y", Add(axis, 1.0, unit="axis")))
     assert isinstance(single, Add)
     assert single.direction.conditions == axis.conditions
