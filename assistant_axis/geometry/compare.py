@@ -285,7 +285,7 @@ def compare(
 
 
 def compare_all(
-    runs: Mapping[str, PersonaVectors] | Sequence[PersonaVectors], layers: str = "monitoring", **options: int | bool
+    runs: Mapping[str, PersonaVectors] | Sequence[PersonaVectors], layers: str = "monitoring", **options: int | bool | None | None
 ) -> ComparisonMatrix:
     """Every pair of several runs; see [`compare`][assistant_axis.geometry.compare.compare].
 
