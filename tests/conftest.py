@@ -15,8 +15,8 @@ assert not any(m.startswith("assistant_axis.") for m in sys.modules), "imported 
 
 from jaxtyping import install_import_hook  # noqa: E402
 
-install_import_hook("assistant_axis", "beartype.beartype")
-sys.path.insert(0, str(Path(__file__).parent))  # `import tiny`
+sys.path.insert(0, str(Path(__file__).parent))  # `import tiny`, and the checker
+install_import_hook("assistant_axis", "typecheck.checked")
 
 import pytest  # noqa: E402
 import tiny  # noqa: E402

@@ -200,6 +200,7 @@ class AssistantAxis:
 
     def rank(self, projection: float, layer: int | float) -> float:
         """Percentile (0 … 100) at which a raw projection stands among the calibration rollouts."""
+        self._calibrated()
         column = self.quantiles[:, self.layer_index(layer)].contiguous()
         low = int(torch.searchsorted(column, torch.tensor(projection, dtype=column.dtype)))
         if low == 0:
@@ -210,12 +211,20 @@ class AssistantAxis:
         return low - 1 + ((projection - below) / (above - below) if above > below else 1.0)
 
     def _percentile(self, table: Tensor, q: float, layer: int | float | None) -> Tensor:
+        self._calibrated()
         if not 0 <= q <= 100:
             raise SettingError(f"A percentile lies between 0 and 100; got {q}.")
         below = int(q)
         part = q - below
         values = table[below] if part == 0 else torch.lerp(table[below], table[below + 1], part)
         return values if layer is None else values[self.layer_index(layer)]
+
+    def _calibrated(self) -> None:
+        if self.calibration == "none":
+            raise GeometryError(
+                "This axis was imported and keeps no calibration, so it has no percentiles. Extract an axis here, or give "
+                "thresholds as numbers."
+            )
 
     # -- checks and files ----------------------------------------------------------------------------------------------
 

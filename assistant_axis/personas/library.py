@@ -265,7 +265,8 @@ def _roles(path: Path) -> tuple[Role, ...]:
         if name in roles:
             raise PersonaFileError(f"{where}: the role {name!r} is given twice.")
         if "prompts" in entry:
-            roles[name] = Role(name, _texts(entry, "prompts", where), str(entry.get("description", "")))
+            prompts = _texts(entry, "prompts", where, empty=name == DEFAULT)  # no system prompt is a default condition
+            roles[name] = Role(name, prompts, str(entry.get("description", "")))
             continue
         title, description = _text(entry, "title", where), _text(entry, "description", where)
         prompts = tuple(p.format(title=title, description=description) for p in ROLE_PHRASINGS)
@@ -348,9 +349,9 @@ def _text(entry: dict[str, Any], field: str, where: str) -> str:
     return value
 
 
-def _texts(entry: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
+def _texts(entry: dict[str, Any], field: str, where: str, *, empty: bool = False) -> tuple[str, ...]:
     value = entry[field]
-    if not isinstance(value, list) or not value or not all(isinstance(v, str) and v.strip() for v in value):
+    if not isinstance(value, list) or not value or not all(isinstance(v, str) and (empty or v.strip()) for v in value):
         raise PersonaFileError(f"{where}: the field {field!r} must be a list of texts. Got {value!r}.")
     return tuple(value)
 

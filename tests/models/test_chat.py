@@ -1,4 +1,5 @@
 import inspect
+import re
 
 import pytest
 import tiny
@@ -98,7 +99,8 @@ def test_spans_decode_to_their_content_whatever_it_is(contents, kind):
     try:
         encoded = chat.encode(messages)
     except TemplateError as e:
-        assert "changes turn" in str(e) or "decode to" in str(e) or "drops" in str(e)  # refused by name, never wrong
+        if not re.search("changes turn|decode to|drops", str(e)):  # refused by name, never wrong
+            raise
         return
     last = 0
     for turn, content in zip(encoded.turns, contents, strict=True):
@@ -190,7 +192,7 @@ def test_thinking_is_off_unless_asked():
 
 def test_thinking_that_the_template_drops_is_refused():
     chat = ChatFormat(tiny.make_tokenizer(tiny.QWEN3))
-    with pytest.raises(TemplateError, match="turn 1 .*thinking block"):
+    with pytest.raises(TemplateError, match=r"turn 1 .*thinking block"):
         chat.encode([TALK[0], assistant("<think>\nhm\n</think>\n\nI am."), *TALK[2:]])
 
 

@@ -101,10 +101,11 @@ def test_attached_removes_exactly_its_own_hooks(tiny_model):
     point.add_hook(lambda tensor, hook: None)  # a user's own
     try:
         before = _hooks_on(tiny_model)
-        with pytest.raises(RuntimeError, match="boom"):
-            with tiny_model.hooks([(ResidPost(1), lambda x: None), (ResidPost(2), lambda x: None)]):
-                assert sum(_hooks_on(tiny_model).values()) > sum(before.values())
-                raise RuntimeError("boom")
+        with tiny_model.hooks([(ResidPost(1), lambda x: None), (ResidPost(2), lambda x: None)]):
+            assert sum(_hooks_on(tiny_model).values()) > sum(before.values())
+        assert _hooks_on(tiny_model) == before
+        with pytest.raises(RuntimeError, match="boom"), tiny_model.hooks([(ResidPost(1), lambda x: None)]):
+            raise RuntimeError("boom")
         assert _hooks_on(tiny_model) == before
         with pytest.raises(LayerError):
             with attached(tiny_model.lens, [(ResidPost(1), lambda x: None), (ResidPost(9), lambda x: None)]):
@@ -191,7 +192,7 @@ def test_activations_have_the_shape_of_what_was_asked(tiny_model):
 def test_spans_that_a_conversation_lacks(tiny_model, span):
     question = TALK[:1]
     if span == "response":
-        with pytest.raises(ConversationError, match="needs a assistant turn|needs an assistant turn"):
+        with pytest.raises(ConversationError, match=r"needs an? assistant turn"):
             tiny_model.activations(question, span)
     else:
         assert tiny_model.activations(question, span).shape == (4, 32)
