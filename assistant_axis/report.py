@@ -340,7 +340,7 @@ def _spearman(x: Any, y: Any) -> float:
     import numpy as np
     from scipy.stats import spearmanr
 
-    return float("nan") if np.ptp(x) == 0 or np.ptp(y) == 0 else float(spearmanr(x, y).statistic)
+    return float("nan") if np.ptp(x) == 0 or np.ptp(y) == 0 else float(np.asarray(spearmanr(x, y))[0])
 
 
 def _trace(trace: Any, floor: float | None) -> Section:

@@ -247,7 +247,7 @@ def against_published(
         raise GeometryError(f"Only {len(shared)} roles are in both rankings; at least three are needed.")
     x = np.array([published[r] for r in shared], dtype=float)
     y = np.array([scores[r] for r in shared], dtype=float)
-    rho = float(spearmanr(x, y).statistic)
+    rho = float(np.asarray(spearmanr(x, y))[0])
     gap = (rankdata(y) - rankdata(x)) / len(shared)
     with styled(6.4, 4.8) as figure:
         ax = figure.add_subplot()

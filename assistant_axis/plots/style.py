@@ -21,7 +21,7 @@ BLUE, ORANGE, GREEN, PURPLE, RED = "#2f7fd1", "#d9772b", "#2f9e6b", "#9467c9", "
 SERIES = (BLUE, ORANGE, GREEN, PURPLE, RED, "#8c7a3f")
 ASSISTANT, ROLE_PLAY = BLUE, ORANGE
 
-_RC: dict[str, Any] = {
+_RC: Any = {
     "font.size": 10,
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
@@ -41,7 +41,8 @@ class Plot(Figure):
 @contextmanager
 def styled(width: float = 6.4, height: float = 4.0) -> Iterator[Plot]:
     """A new figure of that size in inches; everything drawn in the block has the house's fonts and colours."""
-    with rc_context({**_RC, **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)}):
+    inked: Any = {**_RC, **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK)}
+    with rc_context(inked):
         yield Plot(figsize=(width, height), layout="constrained", facecolor="white")
 
 

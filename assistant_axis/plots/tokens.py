@@ -189,7 +189,7 @@ def circuitsvis_view(tokens: Sequence[str], values: Sequence[float], *, height: 
     from importlib import resources
 
     props = {
-        "tokens": [_mended(str(t)) for t in tokens],
+        "tokens": [escape(_visible(str(t))) for t in tokens],  # CircuitsVis sets them as HTML
         "values": [v if math.isfinite(v) else 0.0 for v in _numbers(tokens, values)],
         "positiveColor": "blue",
         "negativeColor": "red",
