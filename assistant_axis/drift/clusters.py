@@ -68,13 +68,14 @@ def assign(
     if method == "kmeans":
         if not 2 <= k <= n:
             raise SettingError(f"k={k} clusters of {n} messages: k must be between 2 and the number of messages.")
-        return KMeans(k, n_init=4, random_state=seed).fit_predict(embeddings).astype(np.int64)
+        options: dict[str, Any] = {"n_clusters": k, "n_init": 4, "random_state": seed}
+        return KMeans(**options).fit_predict(embeddings).astype(np.int64)
     if method != "hdbscan":
         raise SettingError(f'method={method!r} is not known; use "kmeans" or "hdbscan".')
     if not 2 <= smallest <= n:
         raise SettingError(f"smallest={smallest}: a cluster has 2 to {n} messages here.")
     reduced = PCA(min(10, *embeddings.shape), random_state=seed).fit_transform(embeddings)
-    options: dict[str, Any] = {"min_cluster_size": smallest, "copy": True}
+    options = {"min_cluster_size": smallest, "copy": True}
     return HDBSCAN(**options).fit_predict(reduced).astype(np.int64)
 
 

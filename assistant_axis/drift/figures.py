@@ -21,7 +21,7 @@ def domain_traces(simulation: Simulation, means: Sequence[TurnMean] | None = Non
         simulation: exchanges.
         means: centred means from `per_turn`; default: with its usual least count.
     """
-    from assistant_axis.plots.style import SERIES, caption, figure
+    from assistant_axis.plots.style import SERIES, caption, figure  # a room that stands on top: imported when drawing
 
     found = list(per_turn(simulation) if means is None else means)
     fig, ax = figure(7.2, 4.0)

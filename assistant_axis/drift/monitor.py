@@ -123,7 +123,7 @@ class DriftMonitor:
         axis: AssistantAxis,
         layer: int | float | None = None,
         *,
-        threshold: float | Tensor | None = None,
+        threshold: float | int | Tensor | None = None,
         on_cross: Callable[[Crossing], Any] | None = None,
         on_token: Callable[[TokenReading], Any] | None = None,
         smooth: int = 8,
@@ -256,7 +256,7 @@ class DriftMonitor:
         if past is not None and isinstance(mask, Tensor) and mask.ndim == 2:
             whole = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             places = whole.long().sum(1, keepdim=True) - 1
-            self.model.forward(last, whole, past_key_values=past, use_cache=True, position_ids=places)
+            self.model.forward(last, whole.bool(), past_key_values=past, use_cache=True, position_ids=places)
             return
         for k in missing:  # no cache to go on with: the whole answer in one pass
             ids = (*answers[k].prompt_ids, *answers[k].ids)

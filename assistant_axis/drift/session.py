@@ -61,10 +61,10 @@ class ChatSession:
         *,
         system: str = "",
         max_new_tokens: int = 256,
-        temperature: float = 0.7,
-        top_p: float = 0.9,
+        temperature: float | int = 0.7,
+        top_p: float | int = 0.9,
         seed: int = 0,
-        threshold: float | None = None,
+        threshold: float | int | None = None,
     ) -> None:
         self.model, self.axis, self.system = model, axis, system
         self.monitor = DriftMonitor(model, axis, layer, threshold=threshold)

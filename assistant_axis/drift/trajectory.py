@@ -239,7 +239,7 @@ def trajectories(
         model, axis, [e[0] for e in encoded], chosen, reading=reading, window=limit, token_budget=token_budget
     )
     k = [axis.layer_index(x) for x in chosen]
-    band = torch.stack([axis.default_percentile(q)[k] for q in (5, 50, 95)])
+    band = torch.stack([axis.default_percentile(q)[k] for q in (5.0, 50.0, 95.0)])
     shared = _about(axis, span)
     results = []
     for (chat, spans), tokens, long in zip(encoded, projected, cut, strict=True):

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, cast
 
 from assistant_axis.errors import ConversationError
 from assistant_axis.models.chat import check_conversation
@@ -62,7 +62,9 @@ class Transcript:
     notes: tuple[str, ...] = ()
 
 
-def read_transcripts(source: str | Path | IO[bytes], *, strict: bool = False) -> Iterator[Transcript]:
+def read_transcripts(
+    source: str | Path | io.BufferedIOBase | io.RawIOBase, *, strict: bool = False
+) -> Iterator[Transcript]:
     """The conversations of a file, one at a time.
 
     What is changed, and said in `notes`: `<INTERNAL_STATE>` blocks in user turns and `<think>` blocks in answers are
@@ -92,7 +94,7 @@ def read_transcripts(source: str | Path | IO[bytes], *, strict: bool = False) ->
     yield from _from_stream(source, str(getattr(source, "name", "stream")), strict)
 
 
-def read_transcript(source: str | Path | IO[bytes], *, strict: bool = False) -> Transcript:
+def read_transcript(source: str | Path | io.BufferedIOBase | io.RawIOBase, *, strict: bool = False) -> Transcript:
     """The first conversation of a file; see [`read_transcripts`][assistant_axis.drift.transcripts.read_transcripts].
 
     Raises:
@@ -151,7 +153,7 @@ def as_transcript(entry: Any, where: str, *, strict: bool = False) -> Transcript
 # -- bytes to JSON values ----------------------------------------------------------------------------------------------
 
 
-def _from_stream(stream: IO[bytes], name: str, strict: bool) -> Iterator[Transcript]:
+def _from_stream(stream: io.BufferedIOBase | io.RawIOBase, name: str, strict: bool) -> Iterator[Transcript]:
     buffered = cast(io.BufferedReader, stream if hasattr(stream, "peek") else io.BufferedReader(cast(Any, stream)))
     if buffered.peek(2)[:2] == b"\x1f\x8b":
         buffered = cast(io.BufferedReader, io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=buffered))))

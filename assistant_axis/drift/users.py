@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from assistant_axis.errors import FetchError, MissingExtraError, SettingError
 from assistant_axis.personas.library import data_lines
@@ -43,6 +43,7 @@ class Scenario:
     turns: tuple[str, ...] = ()
 
 
+@runtime_checkable
 class User(Protocol):
     """Plays the user. `describe` names everything its messages depend on; a resumed run checks it."""
 
@@ -114,7 +115,7 @@ class ModelUser:
 
     model: "HookedChatModel"
     max_new_tokens: int = 96
-    temperature: float = 0.8
+    temperature: float | int = 0.8
     top_p: float = 0.95
 
     def describe(self) -> str:
@@ -156,7 +157,7 @@ class APIUser:
     base_url: str | None = None
     key_variable: str = "OPENAI_API_KEY"
     max_tokens: int = 200
-    temperature: float = 0.8
+    temperature: float | int = 0.8
     parallel: int = 8
     retries: int = 5
     client: Any = field(default=None, compare=False, repr=False)
