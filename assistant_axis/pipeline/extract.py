@@ -178,10 +178,13 @@ class _Job:
         key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
         marker = folder / "conditions.json"
         if marker.is_file():
-            before = json.loads(marker.read_text())
+            try:
+                before = json.loads(marker.read_text())
+            except ValueError:
+                before = {}
             if before.get("key") != key:
                 other = before.get("conditions", {})
-                differ = [f"{k}: {other.get(k)!r} there, {v!r} now" for k, v in said.items() if other.get(k) != v]
+                differ = [f"{k}: {other[k]!r} there, {v!r} now" for k, v in said.items() if other.get(k, v) != v]
                 raise ArtefactMismatchError(
                     f"{out} holds an unfinished extraction with other settings ({'; '.join(differ) or 'unreadable'}). "
                     f"Use another folder, or remove {folder} to start again."

@@ -1,5 +1,6 @@
 import dataclasses
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,19 +38,23 @@ def test_round_trip(tmp_path):
     assert save_artefact(path, "thing", TENSORS, HEADER) == path
 
 
+def _write_half(path, stop):
+    with atomic(path) as scratch:
+        scratch.write_text("half")
+        raise stop
+
+
 @pytest.mark.parametrize("stop", [KeyboardInterrupt, RuntimeError])
 def test_atomic_leaves_nothing_and_keeps_what_was_there(tmp_path, stop):
     path = tmp_path / "x.txt"
-    with pytest.raises(stop), atomic(path) as scratch:
-        scratch.write_text("half")
-        raise stop
+    with pytest.raises(stop):
+        _write_half(path, stop)
     assert _files(tmp_path) == []
     with atomic(path) as scratch:
         scratch.write_text("whole")
         assert not path.exists()
-    with pytest.raises(stop), atomic(path) as scratch:
-        scratch.write_text("half")
-        raise stop
+    with pytest.raises(stop):
+        _write_half(path, stop)
     assert path.read_text() == "whole"
     assert _files(tmp_path) == ["x.txt"]
 
@@ -58,8 +63,7 @@ def test_an_interrupted_save_keeps_the_old_artefact(tmp_path, monkeypatch):
     path = save_artefact(tmp_path / "x", "thing", TENSORS, HEADER)
 
     def half(_tensors, name, **_):
-        with open(name, "wb") as f:
-            f.write(b"half")
+        Path(name).write_bytes(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("safetensors.torch.save_file", half)

@@ -290,7 +290,7 @@ def test_an_axis_that_is_not_its_vectors_is_refused(vectors, tmp_path):
 
 def test_an_axis_of_another_model_is_refused(vectors, tiny_model, tmp_path):
     path = vectors.axis().save(tmp_path / "a")
-    with pytest.raises(ArtefactMismatchError, match="d_model 8.*d_model 32"):
+    with pytest.raises(ArtefactMismatchError, match=r"d_model 8.*d_model 32"):
         AssistantAxis.load(path, tiny_model)
     with pytest.raises(ArtefactMismatchError):
         vectors.check(tiny_model)
