@@ -285,7 +285,9 @@ def compare(
 
 
 def compare_all(
-    runs: Mapping[str, PersonaVectors] | Sequence[PersonaVectors], layers: str = "monitoring", **options: int | bool | None | None
+    runs: Mapping[str, PersonaVectors] | Sequence[PersonaVectors],
+    layers: str = "monitoring",
+    **options: int | bool | None,
 ) -> ComparisonMatrix:
     """Every pair of several runs; see [`compare`][assistant_axis.geometry.compare.compare].
 

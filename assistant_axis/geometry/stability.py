@@ -303,7 +303,7 @@ def _weights(roles: list[Array], default: Array, count: int) -> Float[Array, "sa
 
 
 def _doubling(most: int) -> tuple[int, ...]:
-    sizes = [s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if s < most]
+    sizes = [s for s in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if 1.4 * s < most]
     return (*sizes, most) if most >= 1 else ()
 
 
