@@ -1,0 +1,145 @@
+"""Figures for drift on the embedded model: exactness of turns and of the monitor, domains, prediction.
+
+python benchmarks/drift.py exact --axis runs/own/vectors.safetensors
+python benchmarks/drift.py simulate --axis runs/own/vectors.safetensors --out runs/drift
+python benchmarks/drift.py predict --out runs/drift
+python benchmarks/drift.py transcripts --axis runs/own/vectors.safetensors --files 'transcripts/**/*.json*'
+"""
+
+import argparse
+import glob
+import json
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def load(path: str) -> tuple[Any, Any]:
+    from assistant_axis import PersonaVectors, load_model
+
+    return load_model("smollm2-135m-instruct"), PersonaVectors.load(path).axis()
+
+
+def exact(args: argparse.Namespace) -> dict[str, Any]:
+    """Turn means against one plain HF pass a prefix; the monitor against the trajectory of the transcript."""
+    from assistant_axis.drift.monitor import DriftMonitor
+    from assistant_axis.drift.trajectory import trajectories
+    from assistant_axis.drift.users import scripted_scenarios
+
+    model, axis = load(args.axis)
+    scenarios = scripted_scenarios(per_domain=args.per_domain)
+    talks: list[list[dict[str, str]]] = [[] for _ in scenarios]
+    monitor = DriftMonitor(model, axis)
+    apart, retokenised, by_hand = [], 0, []
+    for turn in range(2):
+        talks = [[*t, {"role": "user", "content": s.turns[turn]}] for t, s in zip(talks, scenarios, strict=True)]
+        monitor.turns.clear()
+        answers = monitor.generate(talks, max_new_tokens=48, temperature=0.7, top_p=0.9, seed=turn)
+        talks = [[*t, {"role": "assistant", "content": a.text}] for t, a in zip(talks, answers, strict=True)]
+        for read, watched in zip(trajectories(model, axis, talks), monitor.turns, strict=True):
+            last = read.turns[-1]
+            if last.n_tokens != len(watched.ids):
+                retokenised += 1
+            else:
+                apart.append(abs(float(last.mean[0]) - watched.mean) / abs(watched.mean))
+    for talk, read in zip(talks[:4], trajectories(model, axis, talks[:4]), strict=True):
+        for n, turn_read in enumerate(read.turns):
+            chat = model.chat.encode(talk[: 2 * n + 2])
+            start, stop = chat.turns[-1].content
+            with torch.inference_mode():
+                states = model.lens.module(torch.tensor([chat.ids]), output_hidden_states=True).hidden_states
+            value = float((states[monitor.layer + 1][0, start:stop] @ axis.at(monitor.layer)).mean())
+            by_hand.append(abs(float(turn_read.mean[0]) - value) / abs(value))
+    return {
+        "turns vs one pass a prefix, largest relative difference": max(by_hand),
+        "monitor vs trajectory, largest relative difference": max(apart),
+        "turns compared": len(apart),
+        "turns whose text tokenises otherwise (left out)": retokenised,
+    }
+
+
+def simulate(args: argparse.Namespace) -> dict[str, Any]:
+    """Scripted conversations; means, slopes and the contrast."""
+    from assistant_axis.drift.simulate import simulate as hold
+    from assistant_axis.drift.summary import contrast, per_turn, slopes
+    from assistant_axis.drift.users import scripted_scenarios
+
+    model, axis = load(args.axis)
+    began = time.perf_counter()
+    held = hold(model, axis, scripted_scenarios(per_domain=args.per_domain), out=args.out)
+    return {
+        "minutes": (time.perf_counter() - began) / 60,
+        "exchanges": len(held.turns),
+        "per turn, centred": [asdict(m) for m in per_turn(held)],
+        "slopes": [asdict(s) for s in slopes(held)],
+        "contrast": asdict(contrast(held)),
+    }
+
+
+def predict(args: argparse.Namespace) -> dict[str, Any]:
+    """Ridge figures, and the time for 15,000 embedded messages."""
+    from assistant_axis.drift.clusters import assign, rank_clusters
+    from assistant_axis.drift.embed import Embedder
+    from assistant_axis.drift.predict import Exchanges, evaluate
+    from assistant_axis.drift.simulate import Simulation
+
+    exchanges = Exchanges.of(Simulation.load(args.out))
+    rows = Embedder().embed(exchanges.messages)
+    out: dict[str, Any] = {t: asdict(evaluate(exchanges, rows, t)) for t in ("next", "change")}
+    ranked = rank_clusters(exchanges, rows, assign(rows, k=12))
+    out["clusters"] = [(c.kind, round(c.next, 2), c.n, c.keywords[:5]) for c in (*ranked[:3], *ranked[-3:])]
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(15_000, 384))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    many = Exchanges(
+        ("m",) * 15_000, tuple(k // 10 for k in range(15_000)), ("",) * 15_000, x[:, 0], np.full(15_000, np.nan)
+    )
+    began = time.perf_counter()
+    evaluate(many, x)
+    out["seconds for 15,000 messages, ridge with 99 permutations"] = time.perf_counter() - began
+    began = time.perf_counter()
+    assign(x, k=20)
+    out["seconds for 15,000 messages, k-means"] = time.perf_counter() - began
+    return out
+
+
+def transcripts(args: argparse.Namespace) -> dict[str, Any]:
+    """Trace every file; how many turns, how long, what was noted."""
+    from assistant_axis.drift.trajectory import trajectory
+    from assistant_axis.drift.transcripts import read_transcripts
+
+    model, axis = load(args.axis)
+    out: dict[str, Any] = {}
+    for file in sorted(glob.glob(args.files, recursive=True)):  # noqa: PTH207
+        for k, talk in enumerate(read_transcripts(file)):
+            if k >= args.limit:
+                break
+            began = time.perf_counter()
+            path = trajectory(model, axis, talk.messages)
+            out[f"{file}:{k}"] = {
+                "answers": len(path),
+                "seconds": round(time.perf_counter() - began, 1),
+                "first and last mean": [round(float(path.means()[i]), 2) for i in (0, -1)],
+                "notes": [*talk.notes, *path.warnings],
+            }
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("what", choices=["exact", "simulate", "predict", "transcripts"])
+    parser.add_argument("--axis")
+    parser.add_argument("--out", default="runs/drift")
+    parser.add_argument("--per-domain", type=int, default=25)
+    parser.add_argument("--files", default="")
+    parser.add_argument("--limit", type=int, default=50)
+    args = parser.parse_args()
+    found = {"exact": exact, "simulate": simulate, "predict": predict, "transcripts": transcripts}[args.what](args)
+    print(json.dumps(found, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()
