@@ -80,7 +80,8 @@ def cap_calibrate(
     from assistant_axis.personas.rollouts import read_rollouts
     from assistant_axis.steering.calibrate import calibrate
     from assistant_axis.steering.formats import save_intervention
-    from assistant_axis.steering.interventions import Cap, default_window
+    from assistant_axis.steering.interventions import Cap
+    from assistant_axis.steering.placement import default_window
 
     if over not in ("responses", "tokens"):
         raise SettingError(f"--over {over!r} is not known; use responses or tokens.")

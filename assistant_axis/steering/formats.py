@@ -27,7 +27,8 @@ from assistant_axis.activations.store import (
 from assistant_axis.errors import IntegrityError, LayerError, SettingError, UnknownNameError
 from assistant_axis.geometry.axis import AssistantAxis
 from assistant_axis.steering.direction import Direction
-from assistant_axis.steering.interventions import Ablate, Add, Cap, Chain, Change, say_layers
+from assistant_axis.steering.interventions import Ablate, Add, Cap, Chain, Change
+from assistant_axis.steering.placement import say_layers
 
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel

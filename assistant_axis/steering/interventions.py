@@ -13,29 +13,22 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from assistant_axis.errors import LayerError, ModelError, SettingError
 from assistant_axis.models.hook_points import HookPoint, ResidPost
-from assistant_axis.models.hooked import text_config
 from assistant_axis.models.lens import HookFunction
 from assistant_axis.steering.direction import Direction, DirectionLike
+from assistant_axis.steering.placement import SAID, Layers, Where, default_window, is_quantised, say_layers
+from assistant_axis.steering.rules import Clamp, Rule, Shift
 
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel
 
-Where: TypeAlias = Literal["all", "response", "prompt", "last"]
-"""`"all"`: every token (the paper). `"response"`: content of assistant turns and everything generated. `"prompt"`: the rest.
-`"last"`: the last token of each pass, so the prompt's last and every generated one."""
 Unit: TypeAlias = Literal["resid_norm", "axis", "raw"]
 """`"resid_norm"`: the mean norm of the residual stream at the layer. `"axis"`: the length of the axis there (default minus
 roles). `"raw"`: activation units."""
-Layers: TypeAlias = Iterable[int | float] | int | float | None
 Threshold: TypeAlias = float | int | Sequence[float | int] | Tensor | Mapping[int, float | int] | None
-
-# The published windows lie at 72–84 % (Qwen 3 32B) and 70–90 % (Llama 3.3 70B) of the depth.
-_WINDOW_DEPTH = (0.70, 0.90)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +113,7 @@ class Change:
         lines = [
             f"{type(self).__name__} along the {self.direction.name} of {model.name}: positive is Assistant-like",
             f"  layers     {say_layers(layers)} of 0–{model.n_layers - 1}, output of each block (resid_post)",
-            f"  tokens     {_SAID[self.positions]}",
+            f"  tokens     {SAID[self.positions]}",
         ]
         active = [x for x in layers if self._change(x) is not None]
         lines += [f"  layer {x:<4} {self._describe(x)}" for x in active]
@@ -131,7 +124,7 @@ class Change:
     # -- what each kind says -------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _change(self, layer: int) -> "Rule | None":
+    def _change(self, layer: int) -> Rule | None:
         """What happens to a layer, or `None` if nothing does."""
 
     @abstractmethod
@@ -140,7 +133,7 @@ class Change:
     def _default_layers(self, model: "HookedChatModel") -> tuple[int, ...]:
         return (model.profile.layer,)
 
-    def _at_positions(self, model: "HookedChatModel", rule: "Rule") -> HookFunction:
+    def _at_positions(self, model: "HookedChatModel", rule: Rule) -> HookFunction:
         which = self.positions
         if which == "all":
             return rule
@@ -201,7 +194,7 @@ class Add(Change):
             return float(self.direction.resid_norms[k])
         return float(self.direction.norms[k]) if self.unit == "axis" else 1.0
 
-    def _change(self, layer: int) -> "Rule | None":
+    def _change(self, layer: int) -> Rule | None:
         if self.coef == 0:
             return None
         return Shift(self.size(layer) * self.direction.unit[self.direction.index(layer)])
@@ -325,7 +318,7 @@ class Cap(Change):
             return value.get(layer, missing)
         return missing if value is None else value
 
-    def _change(self, layer: int) -> "Rule | None":
+    def _change(self, layer: int) -> Rule | None:
         low, high = self.thresholds(layer)
         if low == -math.inf and high == math.inf:
             return None
@@ -384,7 +377,7 @@ class Ablate(Change):
             return float(self.to)
         return 0.0 if self.to == "zero" else float(self.direction.landmarks[self.to][self.direction.index(layer)])
 
-    def _change(self, layer: int) -> "Rule | None":
+    def _change(self, layer: int) -> Rule | None:
         target = self.target(layer)
         return Clamp(self.direction.unit[self.direction.index(layer)], target, target)
 
@@ -424,92 +417,6 @@ class Chain:
     def describe(self, model: "HookedChatModel") -> str:
         """What `explain` prints."""
         return "\n".join(f"{k}. {part.describe(model)}" for k, part in enumerate(self.parts, start=1))
-
-
-# -- the arithmetic ----------------------------------------------------------------------------------------------------
-
-
-class Constant:
-    """One tensor, copied once to every device and dtype it is needed on; a model may move, or span several devices."""
-
-    def __init__(self, value: Tensor) -> None:
-        self._host = value.detach().to("cpu", torch.float32)
-        self._copies: dict[tuple[torch.device, torch.dtype], Tensor] = {}
-
-    def on(self, device: torch.device, dtype: torch.dtype) -> Tensor:
-        key = (device, dtype)
-        if key not in self._copies:
-            # An inference tensor could not be used later in a pass that keeps gradients.
-            with torch.inference_mode(False):
-                self._copies[key] = self._host.to(device, dtype)
-        return self._copies[key]
-
-
-class Shift:
-    """`h + shift`."""
-
-    def __init__(self, shift: Float[Tensor, "d_model"]) -> None:
-        self.shift = Constant(shift)
-
-    def __call__(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        moved = x + self.shift.on(x.device, x.dtype)
-        return moved if where is None else torch.where(where[..., None], moved, x)
-
-
-class Clamp:
-    """`h + (clamp(⟨h, v̂⟩, low, high) − ⟨h, v̂⟩) · v̂`: one matrix-vector product and one rank-1 update."""
-
-    def __init__(self, unit: Float[Tensor, "d_model"], low: float, high: float) -> None:
-        self.unit, self.low, self.high = Constant(unit), low, high
-
-    def __call__(self, x: Tensor, where: Tensor | None = None) -> Tensor:
-        unit = self.unit.on(x.device, torch.float32)
-        along = x.to(torch.float32) @ unit
-        step = along.clamp(self.low, self.high) - along
-        if where is not None:
-            step = step * where
-        return torch.addcmul(x, step[..., None], unit).to(x.dtype)
-
-
-Rule: TypeAlias = Shift | Clamp
-
-
-# -- small words -------------------------------------------------------------------------------------------------------
-
-_SAID: dict[str, str] = {
-    "all": "all, prompt and answer",
-    "response": "content of the assistant's turns, and everything generated",
-    "prompt": "the prompt: all but the content of the assistant's turns",
-    "last": "the last token of each pass: the prompt's last, then every generated one",
-}
-
-
-def default_window(model: "HookedChatModel") -> tuple[int, ...]:
-    """Where to cap a model: its published or measured window, else 70–90 % of its depth."""
-    if model.profile.capping is not None:
-        return tuple(model.profile.capping.layers)
-    first, last = (int(model.n_layers * depth) for depth in _WINDOW_DEPTH)
-    return tuple(range(first, max(last, first + 1)))
-
-
-def is_quantised(model: "HookedChatModel") -> bool:
-    """Whether the model's weights are quantised (bitsandbytes, GPTQ, AWQ, …)."""
-    module = model.lens.module
-    config = text_config(module)
-    return (
-        bool(getattr(module, "is_quantized", False))
-        or getattr(module, "hf_quantizer", None) is not None
-        or getattr(config, "quantization_config", None) is not None
-    )
-
-
-def say_layers(layers: Sequence[int]) -> str:
-    """Layers as people write them: `20–27`, `3, 7`, `none`."""
-    if not layers:
-        return "none"
-    if len(layers) > 1 and list(layers) == list(range(layers[0], layers[-1] + 1)):
-        return f"{layers[0]}–{layers[-1]}"
-    return ", ".join(map(str, layers))
 
 
 def _number(value: object, name: str) -> float:

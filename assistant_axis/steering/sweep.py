@@ -12,7 +12,8 @@ from assistant_axis.errors import ArtefactMismatchError, SettingError
 from assistant_axis.progress import track
 from assistant_axis.steering.adherence import Case, adherence, answer_cases, neutral_perplexity, persona_cases
 from assistant_axis.steering.direction import Direction, DirectionLike
-from assistant_axis.steering.interventions import Cap, say_layers
+from assistant_axis.steering.interventions import Cap
+from assistant_axis.steering.placement import say_layers
 from assistant_axis.steering.readings import trace
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from assistant_axis.activations.spans import locate
 from assistant_axis.errors import ArtefactMismatchError, GeometryError, LayerError, ModelError, SettingError
 from assistant_axis.models.hook_points import ResidPost
 from assistant_axis.steering.direction import Direction
-from assistant_axis.steering.interventions import Ablate, Add, Cap, Chain, Clamp
+from assistant_axis.steering.interventions import Ablate, Add, Cap, Chain
+from assistant_axis.steering.rules import Clamp
 
 from .conftest import D_MODEL, N_LAYERS, make_axis, make_model
 
