@@ -13,6 +13,8 @@ from assistant_axis.drift.summary import TurnMean, per_turn
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+SERIES = ("#2563eb", "#f97316", "#16a34a", "#9333ea", "#dc2626", "#0891b2")
+
 
 def domain_traces(simulation: Simulation, means: Sequence[TurnMean] | None = None) -> "Figure":
     """Centred mean projection of every domain at every turn, with 95 % bands over conversations.
@@ -21,10 +23,11 @@ def domain_traces(simulation: Simulation, means: Sequence[TurnMean] | None = Non
         simulation: exchanges.
         means: centred means from `per_turn`; default: with its usual least count.
     """
-    from assistant_axis.plots.style import SERIES, caption, figure  # a room that stands on top: imported when drawing
+    from matplotlib.figure import Figure
 
     found = list(per_turn(simulation) if means is None else means)
-    fig, ax = figure(7.2, 4.0)
+    fig = Figure(figsize=(7.2, 4.0), layout="constrained")
+    ax = fig.subplots()
     for colour, domain in zip(SERIES * 3, simulation.domains, strict=False):
         here = [m for m in found if m.domain == domain]
         if not here:
@@ -39,20 +42,21 @@ def domain_traces(simulation: Simulation, means: Sequence[TurnMean] | None = Non
     if ax.lines:
         ax.legend(fontsize=9, frameon=False)
     c = simulation.conditions
-    caption(fig, f"{c['model']} · layer {c['layer']} · user: {c['user']} · bands: 95 % over conversations")
+    fig.supxlabel(f"{c['model']} · layer {c['layer']} · user: {c['user']} · bands: 95 % over conversations", fontsize=8)
     return fig
 
 
 def message_map(exchanges: Exchanges, places: Float[np.ndarray, "message 2"]) -> "Figure":
     """User messages on two principal components of their embeddings, coloured by the raw projection that follows."""
-    from assistant_axis.plots.style import caption, figure
+    from matplotlib.figure import Figure
 
-    fig, ax = figure(6.6, 4.8)
+    fig = Figure(figsize=(6.6, 4.8), layout="constrained")
+    ax = fig.subplots()
     low, high = np.quantile(exchanges.next, [0.02, 0.98])
     dots = ax.scatter(
         places[:, 0], places[:, 1], c=exchanges.next, cmap="RdBu", vmin=low, vmax=high, s=14, linewidths=0
     )
     fig.colorbar(dots, ax=ax, label="raw projection of the next answer")
     ax.set(xlabel="embedding PC1", ylabel="embedding PC2", title="User messages and what follows them")
-    caption(fig, f"{len(exchanges)} messages of {len(set(exchanges.conversations))} conversations")
+    fig.supxlabel(f"{len(exchanges)} messages of {len(set(exchanges.conversations))} conversations", fontsize=8)
     return fig

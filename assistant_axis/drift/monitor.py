@@ -226,9 +226,7 @@ class DriftMonitor:
                 return
             values = (x.to(torch.float32) @ self._unit.to(x.device)).cpu()
             for reading in running.take(values):
-                if self.on_token is not None:
-                    self.on_token(reading)
-                self._look_at_threshold(running, reading)
+                self._tell(running, reading)
 
         handle = self.model.lens.module.register_forward_pre_hook(look, with_kwargs=True)
         try:
@@ -253,6 +251,8 @@ class DriftMonitor:
         if not running.tokens:  # one new token: nothing was fed back yet
             running.open(len(answers))
         past, mask = running.past, running.mask
+        if past is not None and mask is None:  # generation leaves it out where nothing is padded
+            mask = torch.ones(len(answers), past.get_seq_length(), dtype=torch.bool, device=self.model.device)
         if past is not None and isinstance(mask, Tensor) and mask.ndim == 2:
             whole = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             places = whole.long().sum(1, keepdim=True) - 1
@@ -267,9 +267,14 @@ class DriftMonitor:
 
             with self.model.hooks([(ResidPost(self.layer), read)], before_others=self.reading == "pre"):
                 running_before, self._running = self._running, None
-                self.model.lens.forward(torch.tensor([ids]).to(self.model.device), None, 1)
+                self.model.forward(torch.tensor([ids]))
                 self._running = running_before
-            running.add(k, ids[-1], values[-1])
+            self._tell(running, running.add(k, ids[-1], values[-1]))
+
+    def _tell(self, running: "_Running", reading: TokenReading) -> None:
+        if self.on_token is not None:
+            self.on_token(reading)
+        self._look_at_threshold(running, reading)
 
     def _look_at_threshold(self, running: "_Running", reading: TokenReading) -> None:
         if self.threshold is None or reading.position + 1 < self.smooth:

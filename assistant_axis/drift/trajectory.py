@@ -239,7 +239,9 @@ def trajectories(
         model, axis, [e[0] for e in encoded], chosen, reading=reading, window=limit, token_budget=token_budget
     )
     k = [axis.layer_index(x) for x in chosen]
-    band = torch.stack([axis.default_percentile(q)[k] for q in (5.0, 50.0, 95.0)])
+    band = torch.full((3, len(k)), math.nan)
+    if axis.calibration != "none":
+        band = torch.stack([axis.default_percentile(q)[k] for q in (5.0, 50.0, 95.0)])
     shared = _about(axis, span)
     results = []
     for (chat, spans), tokens, long in zip(encoded, projected, cut, strict=True):
@@ -416,8 +418,7 @@ def _read_turn(
 
 def calibrated_rank(axis: AssistantAxis, projection: float, layer: int) -> float:
     """`axis.rank`, or NaN for an axis without calibration (an imported one)."""
-    known = torch.isfinite(axis.quantiles[:, axis.layer_index(layer)]).all()
-    return axis.rank(projection, layer) if bool(known) else math.nan
+    return axis.rank(projection, layer) if axis.calibration != "none" else math.nan
 
 
 def _limit(model: "HookedChatModel", window: int | None) -> int | None:

@@ -86,10 +86,10 @@ def read_transcripts(
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist.")
         with path.open("rb") as stream:
-            yield from _from_stream(stream, path.name, strict)
+            yield from _from_stream(cast(io.BufferedReader, stream), path.name, strict)
         return
     if isinstance(source, (str, Path)):
-        yield from _from_stream(sys.stdin.buffer, "standard input", strict)
+        yield from _from_stream(cast(io.BufferedReader, sys.stdin.buffer), "standard input", strict)
         return
     yield from _from_stream(source, str(getattr(source, "name", "stream")), strict)
 
@@ -261,7 +261,7 @@ def _turns(entry: Any, where: str) -> tuple[list[tuple[str, Any]], dict[str, Any
             )
         fields = {k: v for k, v in entry.items() if k != key}
         entry = entry[key]
-    if isinstance(entry, str):
+    if isinstance(entry, str) and _HH.search(entry):
         parts = _HH.split(entry)
         return [(_ROLES[parts[k].lower()], parts[k + 1].strip()) for k in range(1, len(parts), 2)], fields
     if not isinstance(entry, list):
