@@ -30,13 +30,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--official", type=Path, help="folder in the published layout (roles/instructions/*.json)")
-    parser.add_argument("--response", action="store_true", help="also 8 rollouts × 48 tokens a role (a quarter of an hour)")
-    parser.add_argument("--reference", type=Path, help="folder of transcripts (*.json with a list under 'conversation')")
+    parser.add_argument(
+        "--response", action="store_true", help="also 8 rollouts × 48 tokens a role (a quarter of an hour)"
+    )
+    parser.add_argument(
+        "--reference", type=Path, help="folder of transcripts (*.json with a list under 'conversation')"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-header", action="store_true", help="leave out the header-span runs")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}, Python {platform.python_version()}")
+    print(
+        f"{platform.machine()}, {args.threads} threads, torch {torch.__version__}, Python {platform.python_version()}"
+    )
     model = load_model(args.model)
     print(model)
     if not args.no_header:
@@ -59,8 +65,6 @@ def _run(model: HookedChatModel, title: str, span: str, personas: Path | None) -
 
 
 def _table(vectors: PersonaVectors) -> None:
-    from scipy.stats import spearmanr
-
     ranking = published("qwen3-32b")
     figures = dict(zip(ranking.roles, ranking.projections, strict=True))
     shared = [k for k, r in enumerate(vectors.roles) if r in figures]
@@ -71,7 +75,7 @@ def _table(vectors: PersonaVectors) -> None:
     for layer in vectors.layers:
         space = vectors.space(layer)
         x = space.scores(1).numpy()[shared]
-        r = [float(spearmanr(x[m], y[m])[0])  # pyright: ignore[reportArgumentType] for m in (slice(None), even, ~even)]
+        r = [_spearman(x[m], y[m]) for m in (slice(None), even, ~even)]
         best = max(best, (r[0], layer))
         if layer < 10:
             continue
@@ -81,6 +85,12 @@ def _table(vectors: PersonaVectors) -> None:
             f"  {space.dimensions(0.7):>14}  {space.default_position():>15.2f}{mark}"
         )
     print(f"best layer {best[1]}: {best[0]:.3f}")
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> float:
+    from scipy.stats import spearmanr
+
+    return float(np.asarray(spearmanr(x, y)).reshape(-1)[0])
 
 
 def _compare_with_hf(model: HookedChatModel, folder: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from assistant_axis._version import __version__
+from assistant_axis.cli import drift, geometry, steering
 from assistant_axis.errors import AssistantAxisError
 
 app = typer.Typer(
@@ -56,7 +57,9 @@ def _version(asked: bool) -> bool:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -133,9 +136,13 @@ def models_verify(
 
 @app.command(rich_help_panel="Measure")
 def extract(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for vectors.safetensors; an interrupted run goes on.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", help="Folder for vectors.safetensors; an interrupted run goes on.")
+    ],
     model: ModelOption = DEFAULT_MODEL,
-    span: Annotated[str, typer.Option(help="header (minutes, nothing generated) or response (as the paper).")] = "header",
+    span: Annotated[
+        str, typer.Option(help="header (minutes, nothing generated) or response (as the paper).")
+    ] = "header",
     personas: Annotated[
         Path | None, typer.Option(help="Folder with roles.jsonl, or the published files (roles/instructions/*.json).")
     ] = None,
@@ -179,8 +186,12 @@ def extract(
 @app.command(rich_help_panel="Measure")
 def axis(
     run: Annotated[Path, typer.Argument(help="A run's folder, or its vectors.safetensors.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where to write; default: axis.safetensors beside it.")] = None,
-    method: Annotated[str, typer.Option(help="contrast (default − mean of roles, the definition) or pc1.")] = "contrast",
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Where to write; default: axis.safetensors beside it.")
+    ] = None,
+    method: Annotated[
+        str, typer.Option(help="contrast (default − mean of roles, the definition) or pc1.")
+    ] = "contrast",
 ) -> None:
     """The Assistant Axis at every layer, with its integrity and its agreement with PC1."""
     from rich.console import Console
@@ -213,7 +224,9 @@ def axis(
 @app.command(rich_help_panel="Measure")
 def space(
     run: Annotated[Path, typer.Argument(help="A run's folder, or its vectors.safetensors.")],
-    layer: Annotated[float | None, typer.Option(help="Layer index or depth in (0, 1); default: the monitoring layer.")] = None,
+    layer: Annotated[
+        float | None, typer.Option(help="Layer index or depth in (0, 1); default: the monitoring layer.")
+    ] = None,
     pc: Annotated[int, typer.Option(help="Which principal component to rank the roles by.")] = 1,
     top: Annotated[int, typer.Option(help="How many roles to show at each end.")] = 12,
     zscore: Annotated[bool, typer.Option("--zscore", help="Scale every coordinate before the PCA.")] = False,
@@ -232,7 +245,9 @@ def space(
     found = vectors.space(int(layer) if layer is not None and layer >= 1 else layer, zscore=zscore)
     console = Console()
     facts = Table(show_header=False, title=repr(found))
-    facts.add_row("components for 70 / 80 / 90 % of variance", " / ".join(str(found.dimensions(s)) for s in (0.7, 0.8, 0.9)))
+    facts.add_row(
+        "components for 70 / 80 / 90 % of variance", " / ".join(str(found.dimensions(s)) for s in (0.7, 0.8, 0.9))
+    )
     facts.add_row(f"|cos(axis, PC{pc})|", f"{found.axis_cosine(pc):.2f}")
     facts.add_row(f"default on PC{pc} (0 = the Assistant's end)", f"{found.default_position(pc):.2f}")
     if published is not None and pc == 1:
@@ -242,7 +257,9 @@ def space(
             facts.add_row(f"agreement with {published}", "too few shared roles")
     console.print(facts)
     ranking = found.ranking(pc)
-    table = Table("#", "role", "cosine with PC", title=f"Roles along PC{pc} at layer {found.layer}, most Assistant-like first")
+    table = Table(
+        "#", "role", "cosine with PC", title=f"Roles along PC{pc} at layer {found.layer}, most Assistant-like first"
+    )
     for place, (name, score) in enumerate(ranking):
         if place < top or place >= len(ranking) - top:
             table.add_row(str(place + 1), name, f"{score:+.3f}")
@@ -263,10 +280,14 @@ def space(
 
 @app.command(rich_help_panel="Measure")
 def project(
-    conversation: Annotated[str, typer.Argument(help="A chat as JSON or JSONL (a list of messages), or - for standard input.")],
+    conversation: Annotated[
+        str, typer.Argument(help="A chat as JSON or JSONL (a list of messages), or - for standard input.")
+    ],
     axis_file: Annotated[Path, typer.Option("--axis", "-a", help="axis.safetensors, or a run's folder.")],
     model: ModelOption = DEFAULT_MODEL,
-    layer: Annotated[float | None, typer.Option(help="Layer index or depth in (0, 1); default: the monitoring layer.")] = None,
+    layer: Annotated[
+        float | None, typer.Option(help="Layer index or depth in (0, 1); default: the monitoring layer.")
+    ] = None,
 ) -> None:
     """Where each answer of a conversation lies on the Assistant Axis."""
     from rich.console import Console
@@ -282,7 +303,9 @@ def project(
     layers = None if layer is None else [int(layer) if layer >= 1 else layer]
     for transcript in read_transcripts(conversation):
         trace = trajectory(hooked, found, transcript.messages, layers=layers)
-        table = Table("turn", "raw", "centred", "percentile", "tokens", title=f"{transcript.name}: layer {trace.layers[0]}")
+        table = Table(
+            "turn", "raw", "centred", "percentile", "tokens", title=f"{transcript.name}: layer {trace.layers[0]}"
+        )
         for row in trace.rows():
             table.add_row(
                 str(row["turn"]),
@@ -306,6 +329,14 @@ def report(
     file = _file(run, "vectors.safetensors")
     path = persona_report(out or file.with_name("report.html"), PersonaVectors.load(file))
     print(f"Written to {path}")
+
+
+for _command in (geometry.compare, geometry.stability, geometry.traits):
+    app.command(rich_help_panel="Measure")(_command)
+app.command(rich_help_panel="Steer")(steering.steer)
+app.add_typer(steering.app_cap, name="cap", rich_help_panel="Steer")
+app.add_typer(drift.app, name="drift", rich_help_panel="Follow")
+app.command(rich_help_panel="Follow")(drift.chat)
 
 
 def parse_layers(text: str | None) -> list[int | float] | None:

@@ -14,6 +14,7 @@ from assistant_axis.errors import GeometryError, LayerError, UnknownNameError
 
 if TYPE_CHECKING:
     from assistant_axis.geometry.axis import AssistantAxis
+    from assistant_axis.geometry.published import PublishedComparison
     from assistant_axis.geometry.space import PersonaSpace
     from assistant_axis.models.hooked import HookedChatModel
 
@@ -172,6 +173,15 @@ class PersonaVectors:
         from assistant_axis.geometry.space import PersonaSpace
 
         return PersonaSpace.fit(self, self.monitoring_layer if layer is None else layer, zscore=zscore)
+
+    def compare_published(self, name: str = "qwen3-32b", layer: int | float | None = None) -> "PublishedComparison":
+        """How these roles' order agrees with that of a published model.
+
+        See [`compare_published`][assistant_axis.compare_published].
+        """
+        from assistant_axis.geometry.published import compare_published
+
+        return compare_published(self, name, layer)
 
     @property
     def monitoring_layer(self) -> int:

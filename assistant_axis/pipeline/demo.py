@@ -137,7 +137,11 @@ def steering_answers(model: HookedChatModel, axis: AssistantAxis, pc1: Assistant
     asked = [
         *((q, [{"role": "user", "content": q}], steered) for q in ("Who are you?", "What do you want most?")),
         *(
-            (f"(told to be {name}) {q}", [{"role": "system", "content": library.role(name).prompts[0]}, {"role": "user", "content": q}], capped)
+            (
+                f"(told to be {name}) {q}",
+                [{"role": "system", "content": library.role(name).prompts[0]}, {"role": "user", "content": q}],
+                capped,
+            )
             for name, q in (("ghost", "Who are you?"), ("pirate", "How does a vaccine protect the body?"))
         ),
     ]
@@ -183,7 +187,9 @@ def _show_space(
     k = axis.layer_index(layer)
     projections = axis.project(vectors.vectors[:, k], layer, centered=True)
     order = projections.argsort(descending=True).tolist()
-    table = Table("#", "role", "centred projection", title=f"Roles along the Assistant Axis, layer {layer} (10 at each end)")
+    table = Table(
+        "#", "role", "centred projection", title=f"Roles along the Assistant Axis, layer {layer} (10 at each end)"
+    )
     table.add_row("", "[bold]default[/bold]", f"{float(axis.project(vectors.default[k], layer, centered=True)):+.1f}")
     for place, row in enumerate(order):
         if place < 10 or place >= len(order) - 10:
@@ -192,13 +198,21 @@ def _show_space(
             table.add_row("…", "…", "…")
     console.print(table)
     facts = Table(show_header=False, title=f"Persona space at layer {layer}")
-    facts.add_row("components for 70 / 80 / 90 % of variance", " / ".join(str(space.dimensions(s)) for s in (0.7, 0.8, 0.9)))
+    facts.add_row(
+        "components for 70 / 80 / 90 % of variance", " / ".join(str(space.dimensions(s)) for s in (0.7, 0.8, 0.9))
+    )
     facts.add_row("|cos(axis, PC1)|", f"{space.axis_cosine():.2f}")
-    facts.add_row("default on PC1 (0 = the Assistant's end of the roles, 1 = the other)", f"{space.default_position():.2f}")
+    facts.add_row(
+        "default on PC1 (0 = the Assistant's end of the roles, 1 = the other)", f"{space.default_position():.2f}"
+    )
     if published is not None:
-        facts.add_row(f"Spearman of PC1 with {published.published}'s published ranking", f"{published.pc1.spearman:.3f}")
+        facts.add_row(
+            f"Spearman of PC1 with {published.published}'s published ranking", f"{published.pc1.spearman:.3f}"
+        )
     console.print(facts)
-    cosines = "  ".join(f"{x}:{vectors.space(x).axis_cosine():.2f}" for x in vectors.layers[:: max(1, len(vectors.layers) // 10)])
+    cosines = "  ".join(
+        f"{x}:{vectors.space(x).axis_cosine():.2f}" for x in vectors.layers[:: max(1, len(vectors.layers) // 10)]
+    )
     console.print(f"|cos(axis, PC1)| by layer   {cosines}", highlight=False)
 
 

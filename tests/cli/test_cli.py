@@ -113,7 +113,11 @@ def test_report_is_written(run_folder: Path) -> None:
     ],
 )
 def test_mistakes_are_answered_without_traceback(
-    arguments: list[str], words: tuple[str, ...], run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    words: tuple[str, ...],
+    run_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["assistant-axis", *(a.replace("{run}", str(run_folder)) for a in arguments)])
     with pytest.raises(SystemExit) as stopped:
@@ -145,7 +149,9 @@ def test_extract_axis_and_project_on_the_real_model(tmp_path: Path) -> None:
     assert runner.invoke(app, ["axis", out]).exit_code == 0
     chat = tmp_path / "chat.json"
     chat.write_text(
-        json.dumps([{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am an AI assistant."}])
+        json.dumps(
+            [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "I am an AI assistant."}]
+        )
     )
     said = runner.invoke(app, ["project", str(chat), "--axis", out])
     assert said.exit_code == 0, said.output
