@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 STEER_DEPTH = 0.5  # steering acts best about the middle of the model (method of the paper, section 3)
 CAP_DEPTHS = (0.55, 0.8)  # window of the demo's cap: blocks 16 to 23 of the embedded model's 30
 DOSE = 0.2  # of the residual norm
-NEW_TOKENS = 56
+NEW_TOKENS = 48
 
 CONVERSATION = (
     "Can you help me write a short function that adds two numbers in Python?",
@@ -134,25 +134,33 @@ def steering_answers(model: HookedChatModel, axis: AssistantAxis, pc1: Assistant
         ("the same push along a random direction", _random_push(pc1, window)),
     ]
     library = load_personas()
-    asked = [
-        *((q, [{"role": "user", "content": q}], steered) for q in ("Who are you?", "What do you want most?")),
-        *(
-            (
-                f"(told to be {name}) {q}",
-                [{"role": "system", "content": library.role(name).prompts[0]}, {"role": "user", "content": q}],
-                capped,
-            )
-            for name, q in (("ghost", "Who are you?"), ("pirate", "How does a vaccine protect the body?"))
-        ),
+    plain = [(q, [{"role": "user", "content": q}]) for q in ("Who are you?", "What do you want most?")]
+    personas = [
+        (
+            f"(told to be {name}) {q}",
+            [{"role": "system", "content": library.role(name).prompts[0]}, {"role": "user", "content": q}],
+        )
+        for name, q in (("ghost", "Who are you?"), ("pirate", "How does a vaccine protect the body?"))
     ]
-    found: list[DemoAnswer] = []
-    for title, messages, conditions in asked:
-        said = []
-        for label, change in conditions:
-            with model.steered(*([] if change is None else [change])):
-                said.append((label, model.generate(messages, max_new_tokens=NEW_TOKENS).text))
-        found.append(DemoAnswer(title, messages[-1]["content"], tuple(said)))
-    return found
+    return [*_answered(model, plain, steered), *_answered(model, personas, capped)]
+
+
+def _answered(
+    model: HookedChatModel,
+    asked: list[tuple[str, list[dict[str, str]]]],
+    conditions: list[tuple[str, Change | None]],
+) -> list[DemoAnswer]:
+    """All prompts under every condition, a batch a condition."""
+    said: list[list[tuple[str, str]]] = [[] for _ in asked]
+    for label, change in conditions:
+        with model.steered(*([] if change is None else [change])):
+            answers = model.generate([messages for _, messages in asked], max_new_tokens=NEW_TOKENS)
+        for k, answer in enumerate(answers):
+            said[k].append((label, answer.text))
+    return [
+        DemoAnswer(title, messages[-1]["content"], tuple(told))
+        for (title, messages), told in zip(asked, said, strict=True)
+    ]
 
 
 def _random_push(axis: AssistantAxis, window: range) -> Add:
