@@ -124,6 +124,7 @@ def test_a_transformer_bridge():
     assert model.verify().ok
 
 
+@pytest.mark.filterwarnings("ignore:HookedTransformer is deprecated:DeprecationWarning")
 def test_a_hooked_transformer():
     try:  # TransformerLens 4 keeps the name only to say that it is gone
         from transformer_lens import HookedTransformer, HookedTransformerConfig
