@@ -289,7 +289,7 @@ def project(
         float | None, typer.Option(help="Layer index or depth in (0, 1); default: the monitoring layer.")
     ] = None,
 ) -> None:
-    """Where each answer of a conversation lies on the Assistant Axis."""
+    """Where each answer of a conversation lies on the Assistant Axis, read by the span the axis was measured with."""
     from rich.console import Console
     from rich.table import Table
 
@@ -301,10 +301,16 @@ def project(
     hooked = load_model(model)
     found = AssistantAxis.load(_file(axis_file, "axis.safetensors"), hooked)
     layers = None if layer is None else [int(layer) if layer >= 1 else layer]
+    span = "header" if found.conditions.span.startswith("header") else "response"
     for transcript in read_transcripts(conversation):
-        trace = trajectory(hooked, found, transcript.messages, layers=layers)
+        trace = trajectory(hooked, found, transcript.messages, layers=layers, span=span)
         table = Table(
-            "turn", "raw", "centred", "percentile", "tokens", title=f"{transcript.name}: layer {trace.layers[0]}"
+            "turn",
+            "raw",
+            "centred",
+            "percentile",
+            "tokens",
+            title=f"{transcript.name}: layer {trace.layers[0]}, {span} span",
         )
         for row in trace.rows():
             table.add_row(
