@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,8 @@ from assistant_axis.models.embedded import ensure
 from assistant_axis.models.hooked import HookedChatModel
 from assistant_axis.models.loading import load_model
 from assistant_axis.pipeline.extract import Sampling, extract_persona_vectors
+
+REFERENCE_TURNS = 6  # of each transcript
 
 
 def main() -> None:
@@ -113,12 +116,10 @@ def _compare_with_hf(model: HookedChatModel, folder: Path) -> None:
     worst, turns, files = 0.0, 0, sorted(folder.rglob("*.json"))
     for file in files:
         for transcript in read_transcripts(file):
-            chat = model.chat.encode(transcript.messages)
-            if len(chat.ids) > (model.max_length or 10**9):
-                print(f"  {file.name}: {len(chat.ids)} tokens do not fit the context; left out")
-                continue
+            chat = model.chat.encode(transcript.messages[:REFERENCE_TURNS])
             readings = read_turns(chat, "assistant")
-            ours = capture_means(model, readings, model.layers())
+            # The rest of the conversation cannot reach back: each answer is read from the start up to its own end.
+            ours = capture_means(model, [replace(r, ids=r.ids[: r.at.stop]) for r in readings], model.layers())
             with torch.inference_mode():
                 plain(input_ids=torch.tensor([chat.ids]), use_cache=False, logits_to_keep=1)
             for k, reading in enumerate(readings):
@@ -127,7 +128,7 @@ def _compare_with_hf(model: HookedChatModel, folder: Path) -> None:
                     worst = max(worst, float((ours[k, layer] - theirs).abs().max() / theirs.norm()))
             turns += len(readings)
     print(
-        f"\nactivations against forward hooks on plain HF: {len(files)} files, {turns} answers, all layers: "
+        f"\nactivations against forward hooks on plain HF: {len(files)} files, first {REFERENCE_TURNS} turns, {turns} answers, all layers: "
         f"largest difference {worst:.2e} of the vector's norm"
     )
 
