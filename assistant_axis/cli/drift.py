@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption, load_axis, one_layer
+
 if TYPE_CHECKING:
     from assistant_axis.drift.users import User
     from assistant_axis.geometry.axis import AssistantAxis
@@ -14,12 +16,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="How the persona moves over a conversation: trace, simulate, predict.")
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="An embedded name, a hub id, or a local folder.")]
 AxisOption = Annotated[
     Path, typer.Option("--axis", "-a", help="axis.safetensors, vectors.safetensors, or a run's folder.")
 ]
 LayerOption = Annotated[float | None, typer.Option(help="Layer index or depth in (0, 1); default: the model's own.")]
-DEFAULT_MODEL = "smollm2-135m-instruct"
 
 
 @app.command()
@@ -55,10 +55,10 @@ def trace(
     console = Console()
     for transcript in islice(read_transcripts(conversation), limit):
         options: dict[str, Any] = {"users": users, "span": span}
-        traces = {"": trajectory(hooked, found, transcript.messages, _layer(layer), **options)}
+        traces = {"": trajectory(hooked, found, transcript.messages, one_layer(layer), **options)}
         if cap is not None:
             with hooked.steered(Cap.calibrated(found, cap)):
-                capped = trajectory(hooked, found, transcript.messages, _layer(layer), **options)
+                capped = trajectory(hooked, found, transcript.messages, one_layer(layer), **options)
             traces = {"uncapped": traces[""], f"cap at percentile {cap:g}": capped}
         for name, one in traces.items():
             title = f"{transcript.name}: layer {one.layers[0]}" + (f", {name}" if name else "")
@@ -107,7 +107,7 @@ def simulate(
         scenarios,
         simulator,
         turns=turns,
-        layer=_layer(layer),
+        layer=one_layer(layer),
         interventions=[] if cap is None else [Cap.calibrated(found, cap)],
         max_new_tokens=tokens,
         batch_size=batch_size,
@@ -189,7 +189,7 @@ def chat(
 
     hooked, found = _load(model, axis)
     session = ChatSession(
-        hooked, found, _layer(layer), system=system, max_new_tokens=tokens, temperature=temperature, seed=seed
+        hooked, found, one_layer(layer), system=system, max_new_tokens=tokens, temperature=temperature, seed=seed
     )
     console = Console()
     console.print(f"{hooked.name}, layer {session.monitor.layer}. /help lists the commands.\n{HELP}", style="dim")
@@ -227,30 +227,12 @@ def chat(
 
 
 def _load(model: str, axis: Path) -> tuple[HookedChatModel, AssistantAxis]:
-    from assistant_axis.geometry.axis import AssistantAxis
-    from assistant_axis.geometry.vectors import PersonaVectors
     from assistant_axis.models.loading import load_model
 
-    file = axis
-    if axis.is_dir():
-        file = next(
-            (f for n in ("axis", "vectors") if (f := axis / f"{n}.safetensors").is_file()), axis / "axis.safetensors"
-        )
-    if not file.is_file():
-        raise FileNotFoundError(f"{file} does not exist; give an axis, persona vectors, or a run's folder.")
-    from assistant_axis.errors import ArtefactMismatchError
-
-    try:
-        found = AssistantAxis.load(file)
-    except ArtefactMismatchError:
-        found = AssistantAxis.from_vectors(PersonaVectors.load(file))
+    found = load_axis(axis)
     hooked = load_model(model)
     found.check(hooked)
     return hooked, found
-
-
-def _layer(layer: float | None) -> int | float | None:
-    return int(layer) if layer is not None and float(layer).is_integer() else layer
 
 
 def _user(name: str, base_url: str | None) -> User:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assistant_axis.cli.options import load_vectors
+
 if TYPE_CHECKING:
     from assistant_axis.geometry.vectors import PersonaVectors
 
@@ -31,9 +33,9 @@ def compare(
             f"Give at least two runs, or a run and one of the published rankings: {', '.join(published_names())}."
         )
     if len(runs) == 2 and runs[1].lower() in published_names():
-        _against_published(_load(Path(runs[0])), runs[1], layers, seed)
+        _against_published(load_vectors(Path(runs[0])), runs[1], layers, seed)
         return
-    loaded = [_load(Path(r)) for r in runs]
+    loaded = [load_vectors(Path(r)) for r in runs]
     if len(loaded) > 2:
         _several(loaded, layers, figure, pcs=pcs, min_count=min_count, force=force, seed=seed)
         return
@@ -85,7 +87,7 @@ def stability(
     from assistant_axis.plots.geometry_extra import layer_choice, stability_curves, stability_layers
     from assistant_axis.plots.style import save_figure
 
-    vectors = _load(run)
+    vectors = load_vectors(run)
     found = measure(vectors, splits=splits, resamples=resamples, seed=seed)
     choice = recommend_layer(vectors, splits=splits, seed=seed)
     table = _table(
@@ -129,7 +131,7 @@ def traits(
     from assistant_axis.plots.geometry_extra import trait_histogram
     from assistant_axis.plots.style import save_figure
 
-    persona = _load(run)
+    persona = load_vectors(run)
     if vectors is not None:
         found = TraitVectors.load(vectors)
     else:
@@ -154,12 +156,6 @@ def traits(
     along = abs(float(space.components[0] @ axis.at(at)))
     _print(table, f"{space.dimensions()} components explain 70 % of the traits; |cos(axis, trait PC1)| = {along:.2f}.")
     _wrote(save_figure(trait_histogram(found, axis, at), figure or out / "traits.png"))
-
-
-def _load(path: Path) -> "PersonaVectors":
-    from assistant_axis.geometry.vectors import PersonaVectors
-
-    return PersonaVectors.load(path / "vectors.safetensors" if path.is_dir() else path)
 
 
 def _layers(said: str) -> "tuple[int | float, int | float] | str":

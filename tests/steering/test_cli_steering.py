@@ -78,11 +78,3 @@ def test_import_and_export(files, axis):
         said("cap", "export", cap, "-o", files / "x.gguf")
     with pytest.raises(SettingError, match="layers_1:3"):
         said("cap", "import", files / "c.pt", "-o", files / "z")
-
-
-def test_layer_words():
-    assert steering._layers("20:23") == (20, 21, 22)
-    assert steering._layers("3,5") == (3, 5)
-    for bad in ("x", "5:5", "7:3"):
-        with pytest.raises(SettingError):
-            steering._layers(bad)
