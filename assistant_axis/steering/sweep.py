@@ -169,6 +169,7 @@ def sweep(
     *,
     cases: Sequence[Case] | None = None,
     max_cost: float = 0.03,
+    max_incoherent: float = 0.15,
     max_new_tokens: int = 48,
     neutral: int | None = None,
     batch_size: int = 16,
@@ -178,8 +179,8 @@ def sweep(
     """Measure caps for every window and percentile, and recommend one.
 
     Settings are compared on the even cases. Recommended is the lowest adherence among those whose neutral perplexity rises by
-    less than `max_cost` and whose incoherent share is at most 5 points above the unsteered; it is then measured on the odd
-    cases, which had no part in the choice.
+    less than `max_cost` and whose incoherent share rises by at most `max_incoherent`; it is then measured on the odd cases,
+    which had no part in the choice.
 
     Args:
         model: the model.
@@ -188,6 +189,8 @@ def sweep(
         percentiles: of the floors, Assistant-positive.
         cases: default: theatrical personas of the bundled library.
         max_cost: allowed rise of perplexity, as a fraction.
+        max_incoherent: allowed rise of the incoherent share of answers, as a fraction. A share of few answers is coarse:
+            of 18, two are 0.11, which Fisher's exact test does not tell from none (p = 0.49).
         max_new_tokens: an answer.
         neutral: how many neutral texts; default all.
         batch_size: answers a pass.
@@ -233,7 +236,8 @@ def sweep(
         fit = [
             o
             for o in outcomes
-            if o.perplexity / baseline.perplexity - 1 < max_cost and o.incoherent <= baseline.incoherent + 0.05
+            if o.perplexity / baseline.perplexity - 1 < max_cost
+            and o.incoherent <= baseline.incoherent + max_incoherent
         ]
         best = min(fit, key=lambda o: o.adherence, default=None)
         checked = None
