@@ -28,7 +28,7 @@ from assistant_axis.steering.interventions import Add, Cap
 from assistant_axis.steering.sweep import measure, sweep
 
 WINDOWS = (range(16, 24), range(18, 26), range(20, 28))
-PERCENTILES = (10, 25, 50, 75)
+PERCENTILES = (10, 25, 50, 60, 65, 70, 75)
 DOSES = (-0.3, -0.15, 0.0, 0.15, 0.3)
 
 

@@ -156,6 +156,12 @@ def extract(
     prompts: Annotated[int, typer.Option(help="System prompts a role.")] = 2,
     questions: Annotated[int, typer.Option(help="Questions under each system prompt.")] = 4,
     samples: Annotated[int, typer.Option(help="Sampled answers to each question (response span).")] = 1,
+    default_questions: Annotated[
+        int | None, typer.Option(help="Questions under each of the default's conditions; default: as --questions.")
+    ] = None,
+    spread: Annotated[
+        bool, typer.Option(help="Roles ask different questions, all of them together; question effects are taken out.")
+    ] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens (response span).")] = 48,
     temperature: Annotated[float, typer.Option(help="Sampling temperature (response span).")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Nucleus mass (response span).")] = 0.9,
@@ -180,6 +186,8 @@ def extract(
         prompts_per_role=prompts,
         questions_per_prompt=questions,
         samples_per_question=samples,
+        default_questions=default_questions,
+        spread=spread,
         layers=parse_layers(layers),
         sampling=Sampling(max_new_tokens, temperature, top_p, batch_size),
         seed=seed,

@@ -28,10 +28,12 @@ class Samples:
     Attributes:
         activations: half precision, `[sample, layer, d_model]`.
         role: index of each sample's role, -1 for the default.
+        question: number of each sample's question, in the order in which the run asked them; `None` if not recorded.
     """
 
     activations: Float16[Tensor, "sample layer d_model"]
     role: Int[Tensor, "sample"]
+    question: Int[Tensor, "sample"] | None = None
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,8 @@ class PersonaVectors:
             place[-1] = -1
             role = place[self.samples.role]
             here = role > -2
-            samples = Samples(self.samples.activations[here][:, at], role[here])
+            asked = self.samples.question
+            samples = Samples(self.samples.activations[here][:, at], role[here], None if asked is None else asked[here])
         return replace(
             self,
             roles=tuple(self.roles[k] for k in keep),
@@ -160,6 +163,47 @@ class PersonaVectors:
             resid_norms=self.resid_norms[at],
             samples=samples,
         )
+
+    def adjust_questions(self) -> "PersonaVectors":
+        """The same vectors, as if every role had been asked every question: for runs with `spread=True`.
+
+        Fits `activation = role + question` by least squares over the single rollouts of all roles and the default, at
+        each layer, with question effects that sum to zero, and takes each role's mean question effect out of its
+        vector. Where all roles were asked the same questions the effects are the same for all and differences between
+        roles do not change. `default_conditions` and `samples` stay as measured.
+
+        Raises:
+            GeometryError: the single rollouts or their questions are not all kept, or two sets of roles share no
+                question, so that roles and questions cannot be told apart.
+        """
+        total = int(self.counts.sum()) + self.default_count
+        if self.samples is None or self.samples.question is None or len(self.samples.role) != total:
+            kept = 0 if self.samples is None or self.samples.question is None else len(self.samples.role)
+            raise GeometryError(
+                f"{kept} of {total} single rollouts are kept with their questions; all are needed to take question "
+                f"effects out. Extract with keep_samples={total}."
+            )
+        role, question = self.samples.role % (len(self.roles) + 1), self.samples.question
+        asked = torch.zeros(len(self.roles) + 1, int(question.max()) + 1, dtype=torch.float64)
+        asked.index_put_((role, question), torch.ones(len(role), dtype=torch.float64), accumulate=True)
+        share = asked / asked.sum(1, keepdim=True)
+        # Normal equations with the roles eliminated: (diag(m) − Nᵀ diag(1/n) N) e = T − Nᵀ v
+        system = torch.diag(asked.sum(0)) - asked.T @ share
+        spectrum = torch.linalg.eigvalsh(system)
+        if len(spectrum) > 1 and spectrum[1] < 1e-9 * spectrum[-1]:
+            raise GeometryError(
+                "Some roles share no question with the others, not even through a third, so role and question effects "
+                "cannot be told apart. Ask more questions a role."
+            )
+        inverse = torch.linalg.pinv(system, hermitian=True).float()
+        means = torch.cat([self.vectors, self.default[None]])
+        adjusted = torch.empty_like(means)
+        for k in range(len(self.layers)):
+            sums = torch.zeros(asked.shape[1], self.d_model)
+            sums.index_add_(0, question, self.samples.activations[:, k].float())
+            effects = inverse @ (sums - asked.T.float() @ means[:, k])
+            adjusted[:, k] = means[:, k] - share.float() @ effects
+        return replace(self, vectors=adjusted[:-1], default=adjusted[-1])
 
     def axis(self, method: Literal["contrast", "pc1"] = "contrast") -> "AssistantAxis":
         """The Assistant Axis at every layer held: default minus the mean of the roles (`"contrast"`, the definition), or
@@ -210,7 +254,8 @@ class PersonaVectors:
             "resid_norms": self.resid_norms,
         }
         if samples and self.samples is not None:
-            tensors |= {"samples.activations": self.samples.activations, "samples.role": self.samples.role}
+            kept = {n: getattr(self.samples, n) for n in ("activations", "role", "question")}
+            tensors |= {f"samples.{n}": t for n, t in kept.items() if t is not None}
         header = {
             "roles": list(self.roles),
             "layers": list(self.layers),
@@ -230,7 +275,9 @@ class PersonaVectors:
         tensors, header = load_artefact(path, KIND)
         samples = None
         if "samples.activations" in tensors:
-            samples = Samples(tensors["samples.activations"], tensors["samples.role"])
+            samples = Samples(
+                tensors["samples.activations"], tensors["samples.role"], tensors.get("samples.question")
+            )
         return cls(
             roles=tuple(header["roles"]),
             layers=tuple(header["layers"]),

@@ -171,12 +171,17 @@ def load_personas(folder: str | Path | None = None) -> PersonaLibrary:
     )
 
 
+GOLDEN = (5**0.5 - 1) / 2
+
+
 def plan(
     library: PersonaLibrary,
     *,
     prompts_per_role: int = 2,
     questions_per_prompt: int = 4,
     samples: int = 1,
+    default_questions: int | None = None,
+    spread: bool = False,
     model_name: str = "a language model",
     seed: int = 0,
 ) -> list[Ask]:
@@ -184,14 +189,19 @@ def plan(
 
     All roles get the same questions under the same prompt numbers, so that their differences are theirs. Prompt `i`
     asks questions `i·n … i·n + n − 1` of an order that the seed shuffles within categories and that takes the
-    categories in turn, so that few questions cover them all. The default always gets all its conditions, with as many
-    questions each.
+    categories in turn, so that few questions cover them all. The default always gets all its conditions.
+
+    With `spread`, each role starts at its own place of that order, so that the roles together ask every question: the
+    mean over roles, and with it the axis, then hangs on no small choice of questions. What a question adds to every
+    answer is taken out afterwards by `PersonaVectors.adjust_questions`.
 
     Args:
         library: roles and questions.
         prompts_per_role: how many of each role's system prompts (the paper: 5).
         questions_per_prompt: questions under each prompt (the paper: 240).
         samples: sampled answers for each pair of prompt and question.
+        default_questions: questions under each of the default's conditions; `None`: as many as a role's prompt.
+        spread: roles start at places of their own in the order of questions.
         model_name: fills `{model_name}` in default conditions.
         seed: of the question order.
 
@@ -208,12 +218,20 @@ def plan(
             f"questions_per_prompt={questions_per_prompt}, samples={samples}: the library has {len(library.questions)} "
             "questions, and at least one sample is needed."
         )
+    if default_questions is not None and not 1 <= default_questions <= len(library.questions):
+        raise SettingError(
+            f"default_questions={default_questions} is out of range: the library has {len(library.questions)} questions."
+        )
     ordered = _balanced_order(library.questions, seed)
     asks: list[Ask] = []
-    for role in (library.default, *library.roles):
-        count = len(role.prompts) if role is library.default else prompts_per_role
-        for p, k, s in ((p, k, s) for p in range(count) for k in range(questions_per_prompt) for s in range(samples)):
-            question = ordered[(p * questions_per_prompt + k) % len(ordered)]
+    for number, role in enumerate((library.default, *library.roles)):
+        count, each, start = prompts_per_role, questions_per_prompt, 0
+        if role is library.default:
+            count, each = len(role.prompts), default_questions or questions_per_prompt
+        elif spread:  # golden-section steps cover the order evenly for any number of roles; whole pairs of questions
+            start = 2 * int(number * GOLDEN % 1 * len(ordered) / 2)
+        for p, k, s in ((p, k, s) for p in range(count) for k in range(each) for s in range(samples)):
+            question = ordered[(start + p * each + k) % len(ordered)]
             system = role.prompts[p].replace("{model_name}", model_name)
             asks.append(Ask(role.name, p, system, question, s))
     return asks

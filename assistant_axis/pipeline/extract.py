@@ -24,6 +24,8 @@ from assistant_axis.progress import track
 
 PART = "part of an extraction"
 ROLES_A_PART = 12
+SPREAD = ", spread over all questions"
+_TENSORS = ("sums", "counts", "norms", "samples", "sample_roles", "sample_questions")
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ def extract_persona_vectors(
     prompts_per_role: int = 2,
     questions_per_prompt: int = 4,
     samples_per_question: int = 1,
+    default_questions: int | None = None,
+    spread: bool = False,
     layers: Iterable[int | float] | int | float | None = None,
     sampling: Sampling | None = None,
     seed: int = 0,
@@ -67,10 +71,14 @@ def extract_persona_vectors(
         prompts_per_role: system prompts a role (bundled: up to 5; the default always has all its five conditions).
         questions_per_prompt: questions under each system prompt.
         samples_per_question: sampled answers each (`span="response"` only).
+        default_questions: questions under each of the default's five conditions; `None`: as many as a role's prompt. The
+            default is one persona against hundreds of roles, so its noise is most of the axis' noise in a small run.
+        spread: every role asks questions of its own choice, so that all together ask all of them (see `plan`); what the
+            questions add is taken out of the vectors (`PersonaVectors.adjust_questions`).
         layers: indices or depths; default all.
         sampling: how answers are generated.
         seed: of question order and sampling; same seed, same result.
-        keep_samples: single rollouts kept for calibration and bootstrap, evenly over roles.
+        keep_samples: single rollouts kept for calibration and bootstrap, evenly over roles (`spread` keeps all).
         out: a folder for `vectors.safetensors` (and `rollouts.parquet`); finished parts are kept there, so that an
             interrupted run goes on where it stopped.
         progress: show bars.
@@ -95,10 +103,14 @@ def extract_persona_vectors(
         prompts_per_role=prompts_per_role,
         questions_per_prompt=questions_per_prompt,
         samples=samples_per_question if span == "response" else 1,
+        default_questions=default_questions,
+        spread=spread,
         model_name=display_name(model.name),
         seed=seed,
     )
     design = f"{prompts_per_role} prompts × {questions_per_prompt} questions a role"
+    design += SPREAD if spread else ""
+    design += f", {default_questions} a default condition" if default_questions else ""
     if span == "response":
         design += (
             f" × {samples_per_question} samples, ≤ {sampling.max_new_tokens} tokens, temperature {sampling.temperature}, "
@@ -106,8 +118,15 @@ def extract_persona_vectors(
         )
     source = library.source if library.source == "bundled" else Path(library.source).name
     conditions = Conditions.of(model, span=span, personas=source, personas_hash=library.hash, design=design, seed=seed)
-    job = _Job(model, span, asks, model.layers(layers), sampling, seed, conditions, keep_samples)
+    keep = max(keep_samples, len(asks)) if spread else keep_samples
+    job = _Job(model, span, asks, model.layers(layers), sampling, seed, conditions, keep, spread)
     return job.run(Path(out) if out is not None else None, progress)
+
+
+def number_questions(ids: Iterable[int]) -> list[int]:
+    """Question ids as numbers in the order in which they first come."""
+    seen: dict[int, int] = {}
+    return [seen.setdefault(k, len(seen)) for k in ids]
 
 
 def display_name(name: str) -> str:
@@ -126,6 +145,7 @@ class _Part:
     norms: Tensor  # [layer], summed over rollouts
     samples: Tensor  # [sample, layer, d_model], half precision
     sample_roles: Tensor  # [sample], index into roles
+    sample_questions: Tensor  # [sample], in the order of asking
     rollouts: tuple[Rollout, ...] = ()
 
 
@@ -139,6 +159,7 @@ class _Job:
     seed: int
     conditions: Conditions
     keep_samples: int
+    spread: bool
 
     def run(self, out: Path | None, progress: bool) -> PersonaVectors:
         # The default's conditions are told apart; every other role is one bucket over its prompts.
@@ -161,6 +182,8 @@ class _Job:
                 parts.append(part)
                 advance(sum(len(buckets[n]) for n in group))
         vectors = self._combine(parts)
+        if self.spread:
+            vectors = vectors.adjust_questions()
         if out is not None:
             vectors.save(out / "vectors.safetensors")
             rollouts = [r for p in parts for r in p.rollouts]
@@ -199,7 +222,7 @@ class _Job:
     def _part(self, group: Sequence[str], buckets: dict[str, list[int]], number: int) -> _Part:
         rows = [k for n in group for k in buckets[n]]
         owner = [i for i, n in enumerate(group) for _ in buckets[n]]
-        readings, owner, rollouts = self._readings(rows, owner, number)
+        readings, owner, questions, rollouts = self._readings(rows, owner, number)
         shape = (len(group), len(self.layers), self.model.d_model)
         sums, counts = torch.zeros(shape), torch.zeros(len(group), dtype=torch.long)
         norms = torch.zeros(len(self.layers))
@@ -216,14 +239,18 @@ class _Job:
                     kept[k] = part.means[b].half()
         order = sorted(kept)
         samples = torch.stack([kept[k] for k in order]) if order else torch.zeros(0, *shape[1:], dtype=torch.float16)
-        return _Part(tuple(group), sums, counts, norms, samples, whose[order] if order else whose[:0], rollouts)
+        asked = torch.tensor(questions)
+        return _Part(tuple(group), sums, counts, norms, samples, whose[order], asked[order], rollouts)
 
     def _readings(
         self, rows: Sequence[int], owner: Sequence[int], number: int
-    ) -> tuple[list[Reading], list[int], tuple[Rollout, ...]]:
+    ) -> tuple[list[Reading], list[int], list[int], tuple[Rollout, ...]]:
         asks = [self.asks[k] for k in rows]
+        numbers = number_questions(a.question.id for a in self.asks)
+        asked = [numbers[k] for k in rows]
         if self.span != "response":
-            return [replace(locate(self.model, a.messages, self.span), label=_label(a)) for a in asks], list(owner), ()
+            readings = [replace(locate(self.model, a.messages, self.span), label=_label(a)) for a in asks]
+            return readings, list(owner), asked, ()
         s = self.sampling
         answers: list[Answer] = self.model.generate(
             [a.messages for a in asks],
@@ -236,7 +263,7 @@ class _Job:
         rollouts = tuple(Rollout.of(a, answer) for a, answer in zip(asks, answers, strict=True))
         kept = [k for k, a in enumerate(answers) if a.ids]  # an empty answer has no token to average
         readings = [replace(read_answer(answers[k].prompt_ids, answers[k].ids), label=_label(asks[k])) for k in kept]
-        return readings, [owner[k] for k in kept], rollouts
+        return readings, [owner[k] for k in kept], [asked[k] for k in kept], rollouts
 
     def _combine(self, parts: Sequence[_Part]) -> PersonaVectors:
         names = [n for p in parts for n in p.roles]
@@ -249,6 +276,7 @@ class _Job:
         place = {n: k for k, n in enumerate(roles)}
         spoken = is_default & (counts > 0)
         samples, sample_roles = [], []
+        questions = torch.cat([p.sample_questions for p in parts])
         for p in parts:
             samples.append(p.samples)
             sample_roles += [place.get(p.roles[i], -1) for i in p.sample_roles.tolist()]
@@ -263,7 +291,7 @@ class _Job:
             default_count=int(counts[spoken].sum()),
             resid_norms=torch.stack([p.norms for p in parts]).sum(0) / counts.sum(),
             conditions=self.conditions,
-            samples=Samples(activations, torch.tensor(sample_roles, dtype=torch.long)) if len(activations) else None,
+            samples=Samples(activations, torch.tensor(sample_roles), questions) if len(activations) else None,
         )
 
 
@@ -274,7 +302,7 @@ def _label(ask: Ask) -> str:
 def _save_part(path: Path, part: _Part) -> None:
     if part.rollouts:
         write_rollouts(path.with_suffix(".parquet"), part.rollouts)
-    tensors = {n: getattr(part, n) for n in ("sums", "counts", "norms", "samples", "sample_roles")}
+    tensors = {n: getattr(part, n) for n in _TENSORS}
     save_artefact(path, PART, tensors, {"roles": list(part.roles), "rollouts": len(part.rollouts)})
 
 

@@ -13,6 +13,7 @@ from assistant_axis.errors import GeometryError, SettingError, TemplateError
 from assistant_axis.geometry.vectors import PersonaVectors, Samples
 from assistant_axis.models.hooked import HookedChatModel
 from assistant_axis.personas.library import DEFAULT
+from assistant_axis.pipeline.extract import SPREAD, number_questions
 from assistant_axis.personas.rollouts import Rollout, read_rollouts
 from assistant_axis.progress import track
 
@@ -37,7 +38,7 @@ def read_with(
     >>> print(compare(PersonaVectors.load("runs/smollm2/vectors.safetensors"), base))   # doctest: +SKIP
 
     The text is rendered anew with this model's own template (the plain one for a base model) and read over the tokens
-    of the answer.
+    of the answer. Where the run that spoke was made with `spread=True`, question effects are taken out as there.
 
     Args:
         model: who reads.
@@ -72,13 +73,14 @@ def read_with(
             "Say under what conditions these rollouts were made: source=vectors (or vectors.conditions) of that run."
         )
     chosen = model.layers(layers)
-    whose, readings, left_out = _readings(model, rollouts)
+    whose, readings, asked, left_out = _readings(model, rollouts)
+    spread = SPREAD in source.design
     buckets = list(dict.fromkeys(whose))
     place = {b: k for k, b in enumerate(buckets)}
     owner = torch.tensor([place[w] for w in whose])
     sums = torch.zeros(len(buckets), len(chosen), model.d_model)
     norms = torch.zeros(len(chosen))
-    every = max(1, -(-len(readings) // keep_samples)) if keep_samples else 0
+    every = 1 if spread else max(1, -(-len(readings) // keep_samples)) if keep_samples else 0
     kept: dict[int, torch.Tensor] = {}
     with track(len(readings), f"{model.name} reads {source.model}", show=progress) as advance:
         for part in stream_means(model, readings, chosen):
@@ -97,7 +99,11 @@ def read_with(
     order = [k for k in sorted(kept) if whose[k][0] in index]
     samples = None
     if order:
-        samples = Samples(torch.stack([kept[k] for k in order]), torch.tensor([index[whose[k][0]] for k in order]))
+        samples = Samples(
+            torch.stack([kept[k] for k in order]),
+            torch.tensor([index[whose[k][0]] for k in order]),
+            torch.tensor(number_questions(asked))[order],
+        )
     said = f"{source.design}; spoken by {source.model}, read by {model.name}"
     conditions = replace(
         Conditions.of(
@@ -110,7 +116,7 @@ def read_with(
         ),
         judge=source.judge,
     )
-    return PersonaVectors(
+    vectors = PersonaVectors(
         roles=roles,
         layers=chosen,
         vectors=sums[use] / counts[use][:, None, None],
@@ -122,12 +128,16 @@ def read_with(
         conditions=conditions,
         samples=samples,
     )
+    return vectors.adjust_questions() if spread else vectors
 
 
-def _readings(model: HookedChatModel, rollouts: Sequence[Rollout]) -> tuple[list[tuple[str, int]], list[Reading], int]:
-    """(role, default condition) and token positions of every readable answer, and how many were not."""
+def _readings(
+    model: HookedChatModel, rollouts: Sequence[Rollout]
+) -> tuple[list[tuple[str, int]], list[Reading], list[int], int]:
+    """(role, default condition), token positions and question of every readable answer, and how many were not."""
     whose: list[tuple[str, int]] = []
     readings: list[Reading] = []
+    asked: list[int] = []
     failed: list[str] = []
     for r in rollouts:
         if not r.answer.strip():
@@ -138,6 +148,7 @@ def _readings(model: HookedChatModel, rollouts: Sequence[Rollout]) -> tuple[list
             failed.append(f"{r.role}, question {r.question_id}: {e}")
             continue
         whose.append((r.role, r.prompt if r.role == DEFAULT else 0))
+        asked.append(r.question_id)
     if len(failed) > SPARED * len(rollouts):
         raise TemplateError(
             f"{len(failed)} of {len(rollouts)} rollouts cannot be rendered with the template of {model.name}. "
@@ -145,4 +156,4 @@ def _readings(model: HookedChatModel, rollouts: Sequence[Rollout]) -> tuple[list
         )
     if not readings:
         raise GeometryError("Every answer is empty: there is nothing to read.")
-    return whose, readings, len(failed)
+    return whose, readings, asked, len(failed)
