@@ -21,6 +21,10 @@ from assistant_axis.geometry.stability import split_half
 from assistant_axis.geometry.vectors import PersonaVectors
 
 Layers = tuple[int | float, int | float]
+FEW = 4
+"""Roles with fewer rollouts are named in a comparison's notes."""
+LOOSE = 0.1
+"""A component on which the default is nearer to the roles' mean (in their standard deviations) has no firm sign."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,50 @@ class Noise:
     Attributes:
         shared: Pearson r with both models on the same half (mean over the two halves).
         disjoint: with each model on its own half (mean over both ways).
+        disjoint_interval: 95 % bootstrap over roles.
         reliability: of each model, its two halves against one another.
-        corrected: `disjoint / sqrt(reliability_a · reliability_b)` (Spearman 1904); it may exceed 1 by chance.
+        corrected: `disjoint / sqrt(reliability_a · reliability_b)` (Spearman 1904): what the correlation would be had
+            both models been measured without noise; it may exceed 1 by chance. NaN where a reliability is not positive.
+        corrected_interval: 95 % bootstrap over roles.
+        n: roles with two rollouts in both runs.
         splits: random splits averaged over.
     """
 
     shared: float
     disjoint: float
+    disjoint_interval: Interval
     reliability: tuple[float, float]
     corrected: float
+    corrected_interval: Interval
+    n: int
     splits: int
+
+
+@dataclass(frozen=True)
+class SameWidth:
+    """What can be compared coordinate by coordinate, where two residual streams are equally wide.
+
+    It means something where one model was trained from the other (a base model and its chat model), and nothing
+    otherwise: streams of unrelated models share no coordinates, and then every cosine is near 0.
+
+    Attributes:
+        pcs: |cos| of every component with that of the same number, `[pc]` (paper, Gemma 2 27B: .93, .87, .83).
+        axis: cosine of the two Assistant Axes.
+        roles: cosine of each role's centred vectors, `[role]`. Uncentred ones are near 1 for any two roles.
+        chance: what |cos| of two random directions of this width averages, `sqrt(2 / (π d_model))`.
+    """
+
+    pcs: Float[Array, "pc"]
+    axis: float
+    roles: Float[Array, "role"]
+    chance: float
+
+    def __str__(self) -> str:
+        pcs = " ".join(f"{c:.2f}" for c in self.pcs)
+        return (
+            f"axes {self.axis:.3f}, components {pcs}, centred role vectors {float(np.median(self.roles)):.3f} (median); "
+            f"random directions {self.chance:.3f}"
+        )
 
 
 @dataclass(frozen=True)
@@ -73,6 +111,8 @@ class Comparison:
         chosen: how the layers were chosen: `"given"`, `"monitoring"` or `"best"`.
         roles: the shared roles.
         only: roles that only one run has.
+        dropped: roles of each run with fewer than `min_count` rollouts.
+        rollouts: rollouts a shared role in each run: fewest, median and most.
         scores: cosine scores per component, sign fixed by the default, `[model, pc, role]`.
         pcs: correlation of the scores, component by component.
         held_out: for `"best"`: PC1 at the layers that one half of the roles prefers, over the other half alone.
@@ -84,7 +124,9 @@ class Comparison:
         rsa: Spearman correlation of the two role-by-role cosine matrices (Kriegeskorte et al. 2008).
         cka: linear centred kernel alignment (Kornblith et al. 2019).
         noise: PC1 without shared sampling noise, if both runs keep single rollouts.
-        notes: conditions in which the runs differ.
+        same_width: cosines in shared coordinates, if the widths are equal.
+        notes: what to know before trusting the figures: conditions in which the runs differ, roles left out or resting
+            on few rollouts, components whose sign hangs by a thread.
     """
 
     models: tuple[str, str]
@@ -92,6 +134,8 @@ class Comparison:
     chosen: str
     roles: tuple[str, ...]
     only: tuple[tuple[str, ...], tuple[str, ...]]
+    dropped: tuple[tuple[str, ...], tuple[str, ...]]
+    rollouts: tuple[tuple[int, int, int], tuple[int, int, int]]
     scores: Float[Array, "model pc role"]
     pcs: tuple[Correlation, ...]
     held_out: Correlation | None
@@ -103,6 +147,7 @@ class Comparison:
     rsa: Similarity
     cka: Similarity
     noise: Noise | None
+    same_width: SameWidth | None
     notes: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -114,10 +159,14 @@ class Comparison:
         if self.noise is not None:
             n = self.noise
             lines.append(
-                f"  PC1, halves of the rollouts: shared {n.shared:.3f}, disjoint {n.disjoint:.3f}, reliability "
-                f"{n.reliability[0]:.3f} and {n.reliability[1]:.3f}, corrected {n.corrected:.3f}"
+                f"  PC1, halves of the rollouts: same half {n.shared:.3f}, disjoint halves {n.disjoint:.3f} "
+                f"{n.disjoint_interval}, reliability {n.reliability[0]:.3f} and {n.reliability[1]:.3f}, corrected for it "
+                f"{n.corrected:.3f} {n.corrected_interval}"
             )
         lines += [f"  RSA {self.rsa}", f"  CKA {self.cka}"]
+        lines.append("  matched: " + ", ".join(f"PC{k} ~ PC{m} ({r:+.2f})" for k, m, r in self.matched))
+        if self.same_width is not None:
+            lines.append(f"  same width, cosines of: {self.same_width}")
         lines += [f"  note: {n}" for n in self.notes]
         return "\n".join(lines)
 
@@ -154,10 +203,13 @@ class RoleScores:
     Attributes:
         values: `[layer, pc, role]`, sign fixed by the default.
         default: relative position of the default in the roles' range of projections, `[layer, pc]`.
+        default_offset: its distance from the roles' mean on the component, in standard deviations of the roles,
+            `[layer, pc]`; near 0 the sign of the component hangs by a thread.
     """
 
     values: Float[Array, "layer pc role"]
     default: Float[Array, "layer pc"]
+    default_offset: Float[Array, "layer pc"]
 
 
 def role_scores(vectors: PersonaVectors, pcs: int = 5) -> RoleScores:
@@ -173,7 +225,7 @@ def role_scores(vectors: PersonaVectors, pcs: int = 5) -> RoleScores:
     n = len(vectors.roles)
     if not 1 <= pcs <= min(n - 1, vectors.d_model):
         raise SettingError(f"pcs={pcs}: {n} roles of width {vectors.d_model} have 1 to {min(n - 1, vectors.d_model)}.")
-    values, places = [], []
+    values, places, offsets = [], [], []
     for k, layer in enumerate(vectors.layers):
         x = vectors.vectors[:, k].double()
         mean = x.mean(0)
@@ -190,7 +242,8 @@ def role_scores(vectors: PersonaVectors, pcs: int = 5) -> RoleScores:
         values.append((along / size.clamp_min(1e-12)).T.numpy())
         high, low = along.max(0).values, along.min(0).values
         places.append(((high - own * side) / (high - low).clamp_min(1e-12)).numpy())
-    return RoleScores(np.stack(values), np.stack(places))
+        offsets.append((own.abs() / along.std(0, correction=0).clamp_min(1e-12)).numpy())
+    return RoleScores(np.stack(values), np.stack(places), np.stack(offsets))
 
 
 def compare(
@@ -215,7 +268,7 @@ def compare(
             PC1 correlation. A best pair flatters itself, so it comes with `held_out`, and its p-value is over the
             largest of all pairs under permutation.
         pcs: components compared.
-        min_count: drop roles with fewer rollouts in either run.
+        min_count: drop roles with fewer rollouts in either run; the result names them.
         resamples: bootstrap resamples and permutations.
         splits: random splits of the rollouts for `noise`.
         seed: of all randomness.
@@ -227,15 +280,30 @@ def compare(
         LayerError: a layer that is not held.
     """
     notes = _check(a, b, force)
+    dropped = tuple(_thin(v, min_count or 0) for v in (a, b))
     if min_count is not None:
         a, b = a.select(min_count=min_count), b.select(min_count=min_count)
+        notes += [
+            f"{len(thin)} roles of {v.conditions.model} have fewer than {min_count} rollouts and were left out: {_some(thin)}"
+            for v, thin in zip((a, b), dropped, strict=True)
+            if thin
+        ]
     shared = tuple(r for r in a.roles if r in set(b.roles))
     if len(shared) < MIN_ROLES:
         raise GeometryError(
             f"The runs share {len(shared)} roles (of {len(a.roles)} and {len(b.roles)}); at least {MIN_ROLES} are needed."
+            + (f" min_count={min_count} left out {len(dropped[0])} and {len(dropped[1])}." if any(dropped) else "")
         )
     only = (tuple(r for r in a.roles if r not in shared), tuple(r for r in b.roles if r not in shared))
     a, b = a.select(roles=shared), b.select(roles=shared)
+    for v, alone in zip((a, b), only, strict=True):
+        if thin := _thin(v, FEW):
+            notes.append(
+                f"{len(thin)} roles of {v.conditions.model} rest on fewer than {FEW} rollouts (the fewest "
+                f"{int(v.counts.min())}): {_some(thin)}; min_count={FEW} leaves them out"
+            )
+        if alone:
+            notes.append(f"{len(alone)} roles are in the run of {v.conditions.model} alone: {_some(alone)}")
     pcs = min(pcs, len(shared) - 1, a.d_model, b.d_model)
     all_a, all_b = role_scores(a, pcs), role_scores(b, pcs)
     first_a, first_b = all_a.values[:, 0], all_b.values[:, 0]
@@ -260,15 +328,24 @@ def compare(
     cross = _cross(x, y)
     rows, columns = linear_sum_assignment(-np.abs(cross))
     rsa, cka = _wholes(a, b, i, j, resamples, seed)
-    noise = None
-    if a.samples is not None and b.samples is not None:
-        noise = _noise(a.select(layers=[a.layers[i]]), b.select(layers=[b.layers[j]]), splits, seed)
+    left, right = a.select(layers=[a.layers[i]]), b.select(layers=[b.layers[j]])
+    noise = _noise(left, right, splits, resamples, seed)
+    if isinstance(noise, str):
+        notes.append(f"the noise that the runs share could not be told: {noise}")
+    for v, offsets in ((a, all_a.default_offset[i]), (b, all_b.default_offset[j])):
+        if loose := [f"PC{k + 1}" for k in range(pcs) if offsets[k] < LOOSE]:
+            notes.append(
+                f"the sign of {', '.join(loose)} of {v.conditions.model} hangs by a thread: the default lies within {LOOSE} "
+                "standard deviations of the roles' mean there, so only the size of r means something"
+            )
     return Comparison(
         models=(a.conditions.model, b.conditions.model),
         layers=(a.layers[i], b.layers[j]),
         chosen=layers if isinstance(layers, str) else "given",
         roles=shared,
         only=only,
+        dropped=(dropped[0], dropped[1]),
+        rollouts=(_spread(a), _spread(b)),
         scores=np.stack([x, y]),
         pcs=tuple(found),
         held_out=held_out,
@@ -279,7 +356,8 @@ def compare(
         default_positions=np.stack([all_a.default[i], all_b.default[j]]),
         rsa=rsa,
         cka=cka,
-        noise=noise,
+        noise=None if isinstance(noise, str) else noise,
+        same_width=_same_width(left, right, pcs) if a.d_model == b.d_model else None,
         notes=tuple(notes),
     )
 
@@ -331,6 +409,18 @@ def _check(a: PersonaVectors, b: PersonaVectors, force: bool) -> list[str]:
         if getattr(left, f) != getattr(right, f)
     ]
     return [f"the runs differ in {s}" for s in said]
+
+
+def _thin(v: PersonaVectors, least: int) -> tuple[str, ...]:
+    return tuple(r for r, n in zip(v.roles, v.counts.tolist(), strict=True) if n < least)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _spread(v: PersonaVectors) -> tuple[int, int, int]:
+    return int(v.counts.min()), int(v.counts.median()), int(v.counts.max())
 
 
 def _named(runs: Sequence[PersonaVectors]) -> dict[str, PersonaVectors]:
@@ -415,23 +505,58 @@ def _wholes(
     )
 
 
-def _noise(a: PersonaVectors, b: PersonaVectors, splits: int, seed: int) -> Noise | None:
-    """PC1 correlations between halves of the rollouts; `None` where too few rollouts are kept."""
-    found = []
+def _noise(a: PersonaVectors, b: PersonaVectors, splits: int, resamples: int, seed: int) -> Noise | str:
+    """PC1 correlations between halves of the rollouts; where they cannot be had, the reason."""
+    for v in (a, b):
+        if v.samples is None:
+            return f"the run of {v.conditions.model} keeps no single rollouts"
+        if not torch.isfinite(v.samples.activations).all():
+            return f"single rollouts of {v.conditions.model} are not finite (beyond half precision)"
+    scores: list[Float[Array, "half role"]] = []
     for s in range(splits):
         try:
             halves = [*split_half(a, seed=seed + s), *split_half(b, seed=seed + s)]
-        except GeometryError:
-            return None
+        except GeometryError as e:
+            return str(e)
         names = [r for r in halves[0].roles if r in set(halves[2].roles)]
         if len(names) < MIN_ROLES:
-            return None
-        a1, a2, b1, b2 = (role_scores(h.select(roles=names), 1).values[0, 0] for h in halves)
-        found.append(
-            [float(pearson_rows(x, y)) for x, y in ((a1, b1), (a2, b2), (a1, b2), (a2, b1), (a1, a2), (b1, b2))]
-        )
-    r = np.mean(found, axis=0)
-    disjoint = float(r[2] + r[3]) / 2
-    own = (float(r[4]), float(r[5]))
-    corrected = disjoint / np.sqrt(own[0] * own[1]) if min(own) > 0 else float("nan")
-    return Noise(float(r[0] + r[1]) / 2, disjoint, own, float(corrected), splits)
+            return f"{len(names)} shared roles keep two single rollouts; at least {MIN_ROLES} are needed"
+        scores.append(np.stack([role_scores(h.select(roles=names), 1).values[0, 0] for h in halves]))
+    table = np.stack(scores)
+    plain = _halves(table[..., None, :])[:, 0]
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, table.shape[-1], (min(resamples, 1000), table.shape[-1]))
+    drawn = _halves(table[..., rows])
+    return Noise(
+        shared=float(plain[0]),
+        disjoint=float(plain[1]),
+        disjoint_interval=interval(drawn[1]),
+        reliability=(float(plain[2]), float(plain[3])),
+        corrected=float(plain[4]),
+        corrected_interval=interval(drawn[4]) if np.isfinite(drawn[4]).any() else Interval(float("nan"), float("nan")),
+        n=table.shape[-1],
+        splits=splits,
+    )
+
+
+def _halves(x: Float[Array, "split half resample role"]) -> Float[Array, "figure resample"]:
+    """Same half, disjoint halves, the two reliabilities, and the corrected r; means over splits."""
+    a1, a2, b1, b2 = x.swapaxes(0, 1)
+    means = [
+        np.mean([pearson_rows(p, q) for p, q in pairs], axis=(0, 1))
+        for pairs in ([(a1, b1), (a2, b2)], [(a1, b2), (a2, b1)], [(a1, a2)], [(b1, b2)])
+    ]
+    sound = np.minimum(means[2], means[3]) > 0
+    size = np.sqrt(np.where(sound, means[2] * means[3], 1.0))
+    return np.stack([*means, np.where(sound, means[1] / size, np.nan)])
+
+
+def _same_width(a: PersonaVectors, b: PersonaVectors, pcs: int) -> SameWidth:
+    """Cosines of components, axes and centred role vectors at one layer each, in the coordinates both share."""
+    left, right = a.space(a.layers[0]), b.space(b.layers[0])
+    return SameWidth(
+        pcs=(left.components[:pcs] * right.components[:pcs]).sum(1).abs().double().numpy(),
+        axis=float(left.axis @ right.axis),
+        roles=torch.cosine_similarity(left.centered, right.centered, dim=1).double().numpy(),
+        chance=float(np.sqrt(2 / (np.pi * a.d_model))),
+    )

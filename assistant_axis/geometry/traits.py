@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from assistant_axis.activations.store import Conditions, load_artefact, save_artefact
 from assistant_axis.errors import ArtefactMismatchError, GeometryError, UnknownNameError
 from assistant_axis.geometry.axis import AssistantAxis
+from assistant_axis.geometry.space import principal_components
 from assistant_axis.geometry.stability import split_half
 from assistant_axis.geometry.vectors import PersonaVectors, layer_index
 
@@ -176,14 +176,12 @@ class TraitSpace:
 
     @classmethod
     def fit(cls, traits: TraitVectors, layer: int | float, axis: AssistantAxis | None = None) -> "TraitSpace":
-        """PCA (scikit-learn) of at least three trait vectors.
+        """PCA of at least three trait vectors.
 
         Raises:
             GeometryError: fewer than three traits, or vectors that do not differ.
             LayerError: the layer is not held.
         """
-        from sklearn.decomposition import PCA
-
         if len(traits.traits) < 3:
             raise GeometryError(f"A trait space needs at least three traits; there are {len(traits.traits)}.")
         k = traits.layer_index(layer)
@@ -191,14 +189,11 @@ class TraitSpace:
         centered = x - x.mean(0)
         if not centered.abs().max() > 1e-12:
             raise GeometryError(f"All trait vectors are the same at layer {traits.layers[k]}.")
-        count = min(len(x) - 1, x.shape[1])
-        pca = PCA(count, svd_solver="full").fit(x.numpy())
-        components = torch.from_numpy(np.ascontiguousarray(pca.components_)).float()
+        components, variance = principal_components(centered)
         if axis is not None:
             side = torch.sign(components @ axis.at(layer))
             components = components * torch.where(side == 0, torch.ones_like(side), side)[:, None]
         scores = centered @ components.T / centered.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        variance = torch.from_numpy(np.ascontiguousarray(pca.explained_variance_ratio_)).float()
         return cls(traits.layers[k], traits.traits, components, variance, scores)
 
     def dimensions(self, share: float = 0.7) -> int:
