@@ -8,6 +8,7 @@ import typer
 from assistant_axis.cli.options import load_vectors
 
 if TYPE_CHECKING:
+    from assistant_axis.geometry.controls import Correlation
     from assistant_axis.geometry.vectors import PersonaVectors
 
 Run = Annotated[Path, typer.Argument(help="A vectors.safetensors, or the folder of a run.")]
@@ -15,7 +16,9 @@ Run = Annotated[Path, typer.Argument(help="A vectors.safetensors, or the folder 
 
 def compare(
     runs: Annotated[list[str], typer.Argument(help="Two or more runs, or one run and a published name (qwen3-32b).")],
-    layers: Annotated[str, typer.Option(help="monitoring, best, or two layers: 27,16.")] = "monitoring",
+    layers: Annotated[
+        str, typer.Option(help="monitoring, best, or two layers: 27,16 (one layer with a published name).")
+    ] = "monitoring",
     figure: Annotated[Path, typer.Option("--figure", "-f", help="Where the figure goes (png, svg, pdf).")] = Path(
         "compare.png"
     ),
@@ -32,43 +35,77 @@ def compare(
         raise SettingError(
             f"Give at least two runs, or a run and one of the published rankings: {', '.join(published_names())}."
         )
-    if len(runs) == 2 and runs[1].lower() in published_names():
-        _against_published(load_vectors(Path(runs[0])), runs[1], layers, seed)
+    named = [r for r in runs if r.lower() in published_names()]
+    if named:
+        if len(runs) != 2 or len(named) != 1:
+            raise SettingError(
+                f"A published ranking is compared with one run at a time: assistant-axis compare RUN {named[0]}."
+            )
+        own = next(r for r in runs if r != named[0])
+        _against_published(load_vectors(Path(own)), named[0], layers, figure, seed)
         return
     loaded = [load_vectors(Path(r)) for r in runs]
     if len(loaded) > 2:
-        _several(loaded, layers, figure, pcs=pcs, min_count=min_count, force=force, seed=seed)
+        _several(
+            dict(zip(_short(runs), loaded, strict=True)),
+            layers,
+            figure,
+            pcs=pcs,
+            min_count=min_count,
+            force=force,
+            seed=seed,
+        )
         return
     from assistant_axis.geometry.compare import compare as compare_runs
-    from assistant_axis.plots.geometry_extra import comparison_scatter, layer_heatmap
+    from assistant_axis.plots.geometry_extra import comparison_scatter, component_matrix, layer_heatmap
     from assistant_axis.plots.style import save_figure
 
     c = compare_runs(loaded[0], loaded[1], _layers(layers), pcs=pcs, min_count=min_count, force=force, seed=seed)
     table = _table(
         f"{c.models[0]} (layer {c.layers[0]}) and {c.models[1]} (layer {c.layers[1]}; {c.chosen}): "
         f"{len(c.roles)} shared roles",
-        ("", "Pearson", "95 %", "Spearman", "95 %", "p"),
+        ("role scores", "Pearson [95 %]", "Spearman [95 %]", "p"),
     )
-    named = [(f"PC{k}", x) for k, x in enumerate(c.pcs, start=1)]
+    rows = [(f"PC{k}", x) for k, x in enumerate(c.pcs, start=1)]
     if c.held_out is not None:
-        named.append(("PC1, held-out roles", c.held_out))
-    for name, x in named:
-        cells = (f"{x.pearson:.3f}", str(x.pearson_interval), f"{x.spearman:.3f}", str(x.spearman_interval))
-        table.add_row(name, *cells, f"{x.p:.2g}")
-    for name, s in (("RSA", c.rsa), ("CKA", c.cka)):
-        table.add_row(name, f"{s.value:.3f}", str(s.interval), "", "", f"{s.p:.2g}")
-    _print(table, "matched components: " + ", ".join(f"PC{i} ~ PC{j} ({r:+.2f})" for i, j, r in c.matched))
+        rows.insert(1, ("PC1, held-out roles", c.held_out))
+    for name, x in rows:
+        table.add_row(name, *_cells(x))
     if c.noise is not None:
         n = c.noise
+        table.add_section()
+        table.add_row("PC1, half the rollouts", f"{n.shared:.3f}")
+        table.add_row("PC1, disjoint halves", f"{n.disjoint:.3f} {n.disjoint_interval}")
+        for which, r in zip(("first", "second"), n.reliability, strict=True):
+            table.add_row(f"reliability, {which}", f"{r:.3f}")
+        table.add_row("PC1, corrected", f"{n.corrected:.3f} {n.corrected_interval}")
+    table.add_section()
+    for name, s in (("RSA", c.rsa), ("linear CKA", c.cka)):
+        table.add_row(name, f"{s.value:.3f} {s.interval}", "", f"{s.p:.2g}")
+    matched = _table("Matched components (largest total |r|)", (c.models[0], c.models[1], "Pearson"))
+    for i, j, r in c.matched:
+        matched.add_row(f"PC{i}", f"PC{j}", f"{r:+.3f}")
+    _print(table)
+    if c.noise is not None:
         _print(
-            f"PC1 from halves of the rollouts: same half {n.shared:.3f}, disjoint halves {n.disjoint:.3f}, reliability "
-            f"{n.reliability[0]:.3f} and {n.reliability[1]:.3f}, corrected {n.corrected:.3f}. "
-            "Models that read the same transcripts share their sampling noise; disjoint halves do not."
+            "Models that read the same answers share their noise, which flatters PC1. Disjoint halves share none, but each "
+            "is noisier: corrected is disjoint / sqrt(reliability of the first · of the second), a half against the other."
         )
+    _print(matched)
+    if c.same_width is not None:
+        _print(f"same width, cosines of: {c.same_width}")
+    places = ((m, c.default_positions[k, 0]) for k, m in enumerate(c.models))
+    _print("default on PC1 (0: the Assistant's end): " + ", ".join(f"{m} {p:.2f}" for m, p in places))
+    said = (
+        f"{m} {low}" + (f" to {high}, median {middle}" if high > low else "")
+        for m, (low, middle, high) in zip(c.models, c.rollouts, strict=True)
+    )
+    _print("rollouts a role: " + ", ".join(said))
     _print("furthest roles: " + ", ".join(f"{r} ({g:+.1f})" for r, g in c.outliers()))
     _print(*(f"note: {n}" for n in c.notes))
-    heat = figure.with_name(f"{figure.stem}-layers{figure.suffix}")
-    _wrote(save_figure(comparison_scatter(c), figure), save_figure(layer_heatmap(c), heat))
+    heat, pairs = (figure.with_name(f"{figure.stem}-{part}{figure.suffix}") for part in ("layers", "components"))
+    plots = (comparison_scatter(c), layer_heatmap(c), component_matrix(c))
+    _wrote(*(save_figure(p, n) for p, n in zip(plots, (figure, heat, pairs), strict=True)))
 
 
 def stability(
@@ -78,12 +115,18 @@ def stability(
     ),
     splits: Annotated[int, typer.Option(min=1, help="Random splits of the rollouts.")] = 20,
     resamples: Annotated[int, typer.Option(min=1, help="Bootstrap resamples.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of splits and resamples.")] = 0,
+    second: Annotated[
+        Path | None, typer.Option("--second", help="The same model measured again: another seed or design.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of splits, resamples and controls.")] = 0,
 ) -> None:
     """How stable the axis is at every layer, which layer to read and why, and how much data is enough."""
+    import numpy as np
+
+    from assistant_axis.geometry.controls import controls
     from assistant_axis.geometry.layers import recommend_layer
+    from assistant_axis.geometry.stability import seeds_agree, stability_curve
     from assistant_axis.geometry.stability import stability as measure
-    from assistant_axis.geometry.stability import stability_curve
     from assistant_axis.plots.geometry_extra import layer_choice, stability_curves, stability_layers
     from assistant_axis.plots.style import save_figure
 
@@ -102,6 +145,30 @@ def stability(
             str(r.layer), *own, f"{r.axis_pc1:.3f}", f"{r.default_position:.2f}", f"{r.score:.3f}", style=style
         )
     _print(table, f"Recommended layer: {choice.layer} ({choice.reasons.why}).", *(f"note: {n}" for n in choice.notes))
+    beside = controls(vectors, choice.layer, seed=seed)
+    table = _table(
+        f"The axis at layer {choice.layer} beside {beside.pc1.shape[1]} directions that mean nothing, of each kind",
+        ("direction", "|cos| with PC1", "p", "default from the mean role (SD)", "p"),
+    )
+    table.add_row("Assistant Axis", f"{beside.axis_pc1:.3f}", "", f"{beside.axis_gap:.2f}", "")
+    for k, kind in enumerate(beside.kinds):
+        p, q = beside.p(kind)
+        typical = (
+            f"{float(np.median(beside.pc1[k])):.3f}",
+            f"{p:.2g}",
+            f"{float(np.median(beside.gap[k])):.2f}",
+            f"{q:.2g}",
+        )
+        table.add_row(kind.replace("_", " "), *typical)
+    _print(table)
+    if second is not None:
+        again = load_vectors(second)
+        held = [x for x in vectors.layers if x in again.layers]
+        cosines = dict(zip(held, seeds_agree(vectors, again).tolist(), strict=True))
+        here = f"{cosines[choice.layer]:.3f} at layer {choice.layer}, " if choice.layer in cosines else ""
+        _print(
+            f"Cosine with the axis of {second}: {here}{min(cosines.values()):.3f} to {max(cosines.values()):.3f} over layers."
+        )
     curves = [stability_curve(vectors, choice.layer, over=over, seed=seed) for over in ("roles", "rollouts")]
     for curve in curves:
         enough = curve.enough()
@@ -171,28 +238,83 @@ def _layers(said: str) -> "tuple[int | float, int | float] | str":
     return first, second
 
 
-def _against_published(vectors: "PersonaVectors", name: str, layers: str, seed: int) -> None:
+def _against_published(vectors: "PersonaVectors", name: str, layers: str, figure: Path, seed: int) -> None:
     from assistant_axis.errors import SettingError
     from assistant_axis.geometry.published import compare_published
+    from assistant_axis.plots.persona import against_published
+    from assistant_axis.plots.style import save_figure
 
     if layers == "best":
         raise SettingError("A layer chosen by a published ranking flatters itself; name one, or leave it out.")
-    layer = None if layers == "monitoring" else float(layers) if "." in layers else int(layers)
+    try:
+        layer = None if layers == "monitoring" else float(layers) if "." in layers else int(layers)
+    except ValueError as e:
+        raise SettingError(f"--layers {layers!r}: against a published ranking write one layer, such as 20.") from e
     c = compare_published(vectors, name, layer, seed=seed)
-    _print(str(c), "furthest roles (share of ranks): " + ", ".join(f"{r} ({g:+.2f})" for r, g in c.outliers()))
+    table = _table(
+        f"{c.model}, layer {c.layer}, against {c.published}: {len(c.roles)} shared roles",
+        ("", "Pearson [95 %]", "Spearman [95 %]", "p"),
+    )
+    rows = [("PC1, cosine scores", c.pc1), ("axis, centred", c.axis)]
+    for k, (pc1, axis) in enumerate(c.halves, start=1):
+        rows += [(f"PC1, half {k}", pc1), (f"axis, half {k}", axis)]
+    for k, (label, x) in enumerate(rows):
+        table.add_row(label, *_cells(x), end_section=k == 1)
+    _print(
+        table,
+        "halves: PC1 and axis fitted from that half of the roles alone, and compared on it",
+        "furthest roles (share of ranks): " + ", ".join(f"{r} ({g:+.2f})" for r, g in c.outliers()),
+    )
+    if c.missing:
+        _print(f"note: the run lacks {len(c.missing)} of the published roles: {', '.join(c.missing[:5])}")
+    plot = against_published(
+        dict(zip(c.roles, c.scores.tolist(), strict=True)),
+        dict(zip(c.roles, c.figures.tolist(), strict=True)),
+        f"{c.published}: raw projection on its axis",
+        score_label="cosine with PC1",
+        conditions=vectors.conditions,
+        layer=c.layer,
+    )
+    _wrote(save_figure(plot, figure))
 
 
-def _several(loaded: "list[PersonaVectors]", layers: str, figure: Path, **options: Any) -> None:
+def _several(loaded: "dict[str, PersonaVectors]", layers: str, figure: Path, **options: Any) -> None:
     from assistant_axis.geometry.compare import compare_all
     from assistant_axis.plots.geometry_extra import correlation_matrix
     from assistant_axis.plots.style import save_figure
 
     matrix = compare_all(loaded, layers, **options)
-    table = _table("PC1 role scores, Pearson r", ("", *matrix.names))
-    for name, row in zip(matrix.names, matrix.pc1, strict=True):
-        table.add_row(name, *(f"{v:.3f}" for v in row))
-    _print(table)
+    tables = (
+        ("PC1 role scores, Pearson r", matrix.pc1),
+        ("the same, Spearman r", matrix.spearman),
+        ("linear CKA", matrix.cka),
+    )
+    for title, values in tables:
+        table = _table(title, ("", *matrix.names))
+        for name, row in zip(matrix.names, values, strict=True):
+            table.add_row(name, *(f"{v:.3f}" for v in row))
+        _print(table)
+    for (a, b), c in matrix.pairs.items():
+        noise = (
+            "" if c.noise is None else f", disjoint halves {c.noise.disjoint:.3f}, corrected {c.noise.corrected:.3f}"
+        )
+        _print(
+            f"{a} (layer {c.layers[0]}) and {b} (layer {c.layers[1]}): {c.pcs[0].pearson:.3f} {c.pcs[0].pearson_interval}{noise}"
+        )
+    _print(*dict.fromkeys(f"note: {n}" for c in matrix.pairs.values() for n in c.notes))
     _wrote(save_figure(correlation_matrix(matrix), figure))
+
+
+def _short(runs: list[str]) -> list[str]:
+    """A name for each run: its folder's, or its file's where that says more; the whole path where two are alike."""
+    paths = [Path(r).resolve() for r in runs]
+    names = [p.parent.name if p.name == "vectors.safetensors" else p.stem for p in paths]
+    return names if len(set(names)) == len(names) else [f"{k}: {r}" for k, r in enumerate(runs, start=1)]
+
+
+def _cells(x: "Correlation") -> tuple[str, str, str]:
+    """Both coefficients with their intervals, and p."""
+    return f"{x.pearson:.3f} {x.pearson_interval}", f"{x.spearman:.3f} {x.spearman_interval}", f"{x.p:.2g}"
 
 
 def _table(title: str, columns: tuple[str, ...]) -> Any:

@@ -4,25 +4,29 @@ Vectors of two models share no coordinates, so what is compared is how the roles
 vector with each principal component (Lu et al. 2026, section 2), and the geometry of the roles as a whole (RSA, CKA).
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
+from torch import Tensor
 
 from assistant_axis.errors import ArtefactMismatchError, GeometryError, SettingError
 from assistant_axis.geometry.controls import Array, Correlation, Interval, correlate, interval, pearson_rows
 from assistant_axis.geometry.published import MIN_ROLES
 from assistant_axis.geometry.stability import split_half
-from assistant_axis.geometry.vectors import PersonaVectors
+from assistant_axis.geometry.vectors import PersonaVectors, Samples
 
 Layers = tuple[int | float, int | float]
 FEW = 4
 """Roles with fewer rollouts are named in a comparison's notes."""
+UNRELIABLE = 0.5
+"""Below this split-half reliability a corrected correlation is not to be trusted, and the notes say so."""
 LOOSE = 0.1
 """A component on which the default is nearer to the roles' mean (in their standard deviations) has no firm sign."""
 
@@ -33,7 +37,8 @@ class Similarity:
 
     Attributes:
         value: 1 for the same geometry up to rotation and scale.
-        interval: 95 % bootstrap over roles.
+        interval: 95 %, from random halves of the roles (delete-half jackknife, Shao & Wu 1989), centred on `value`. A
+            bootstrap would count roles drawn twice as alike and come out too high.
         p: permutation of role labels, `(k + 1) / (permutations + 1)`.
     """
 
@@ -50,7 +55,8 @@ class Noise:
     """PC1 correlation when sampling noise is not shared.
 
     Two models that read the same transcripts share what those transcripts happened to say, so their correlation
-    flatters itself. Here one model's PC1 comes from one half of the rollouts, the other's from the other half.
+    flatters itself. Here one model's PC1 comes from one half of the rollouts, the other's from the other half, each with
+    the sign of its own model's PC1.
 
     Attributes:
         shared: Pearson r with both models on the same half (mean over the two halves).
@@ -332,6 +338,11 @@ def compare(
     noise = _noise(left, right, splits, resamples, seed)
     if isinstance(noise, str):
         notes.append(f"the noise that the runs share could not be told: {noise}")
+    elif min(noise.reliability) < UNRELIABLE:
+        notes.append(
+            f"halves of the rollouts agree with one another only to {noise.reliability[0]:.2f} and {noise.reliability[1]:.2f}: "
+            "the correction divides by little, so do not lean on it; measure more rollouts"
+        )
     for v, offsets in ((a, all_a.default_offset[i]), (b, all_b.default_offset[j])):
         if loose := [f"PC{k + 1}" for k in range(pcs) if offsets[k] < LOOSE]:
             notes.append(
@@ -403,12 +414,19 @@ def _check(a: PersonaVectors, b: PersonaVectors, force: bool) -> list[str]:
             f"These runs were measured under different conditions ({'; '.join(said)}), so a difference between them would "
             "not be the models'. Extract both in the same way, or pass force=True."
         )
+    told = []
+    for one, other in ((left, right), (right, left)):
+        if other.design.startswith(f"{one.design}; spoken by"):
+            told.append(
+                f"{other.model} reads what {one.model} spoke, so both share the noise of these answers: the correlation of "
+                "disjoint halves does not"
+            )
     said += [
         f"{f}: {getattr(left, f)!r} and {getattr(right, f)!r}"
         for f in ("design", "seed", "judge")
-        if getattr(left, f) != getattr(right, f)
+        if getattr(left, f) != getattr(right, f) and not (f == "design" and told)
     ]
-    return [f"the runs differ in {s}" for s in said]
+    return told + [f"the runs differ in {s}" for s in said]
 
 
 def _thin(v: PersonaVectors, least: int) -> tuple[str, ...]:
@@ -490,17 +508,20 @@ def _wholes(
     km, mm = _twice_centered(k), _twice_centered(m)
     scale = np.linalg.norm(km) * np.linalg.norm(mm)
     for _ in range(draws):
-        rows = rng.integers(0, n, n)
-        p, q = rows[upper[0]], rows[upper[1]]
-        apart = p != q  # a role drawn twice is no pair
-        p, q = p[apart], q[apart]
-        drawn.append((float(pearson_rows(rk[p, q], rm[p, q])), _cka(k[np.ix_(rows, rows)], m[np.ix_(rows, rows)])))
+        rows = np.sort(rng.permutation(n)[: n // 2])
+        part = np.ix_(rows, rows)
+        pairs = np.triu_indices(len(rows), 1)
+        drawn.append((float(pearson_rows(rk[part][pairs], rm[part][pairs])), _cka(k[part], m[part])))
         shuffled = rng.permutation(n)
         moved = np.ix_(shuffled, shuffled)
         null.append((float(pearson_rows(rk[upper], rm[moved][upper])), float((km * mm[moved]).sum() / scale)))
-    boot, chance = np.array(drawn), np.array(null)
+    halved, chance = np.array(drawn), np.array(null)
     return tuple(  # pyright: ignore[reportReturnType]
-        Similarity(value, interval(boot[:, c]), (int((chance[:, c] >= value - 1e-12).sum()) + 1) / (draws + 1))
+        Similarity(
+            value,
+            interval(np.minimum(halved[:, c] - halved[:, c].mean() + value, 1.0)),
+            (int((chance[:, c] >= value - 1e-12).sum()) + 1) / (draws + 1),
+        )
         for c, value in enumerate((rsa, cka))
     )
 
@@ -512,6 +533,10 @@ def _noise(a: PersonaVectors, b: PersonaVectors, splits: int, resamples: int, se
             return f"the run of {v.conditions.model} keeps no single rollouts"
         if not torch.isfinite(v.samples.activations).all():
             return f"single rollouts of {v.conditions.model} are not finite (beyond half precision)"
+    same = _same_rollouts(a, b)
+    if same is None:
+        return "the runs share answers, and which of them both keep is not recorded"
+    a, b = same
     scores: list[Float[Array, "half role"]] = []
     for s in range(splits):
         try:
@@ -521,7 +546,11 @@ def _noise(a: PersonaVectors, b: PersonaVectors, splits: int, resamples: int, se
         names = [r for r in halves[0].roles if r in set(halves[2].roles)]
         if len(names) < MIN_ROLES:
             return f"{len(names)} shared roles keep two single rollouts; at least {MIN_ROLES} are needed"
-        scores.append(np.stack([role_scores(h.select(roles=names), 1).values[0, 0] for h in halves]))
+        part = []
+        for half, run in zip(halves, (a, a, b, b), strict=True):
+            own, whole = (role_scores(v.select(roles=names), 1).values[0, 0] for v in (half, run))
+            part.append(own if float(own @ whole) >= 0 else -own)  # a half may put the default on the other side
+        scores.append(np.stack(part))
     table = np.stack(scores)
     plain = _halves(table[..., None, :])[:, 0]
     rng = np.random.default_rng(seed)
@@ -537,6 +566,36 @@ def _noise(a: PersonaVectors, b: PersonaVectors, splits: int, resamples: int, se
         n=table.shape[-1],
         splits=splits,
     )
+
+
+def _same_rollouts(a: PersonaVectors, b: PersonaVectors) -> tuple[PersonaVectors, PersonaVectors] | None:
+    """Where one run read what the other spoke, or both are one run's, both with the rollouts that both keep, in one order: else the halves of
+    one would not be disjoint from the halves of the other. `None` if the rollouts cannot be told."""
+    assert a.samples is not None
+    assert b.samples is not None
+    one, other = a.conditions, b.conditions
+    shared = "spoken by" in one.design + other.design or (one.model, one.seed) == (other.model, other.seed)
+    if not shared or torch.equal(a.samples.role, b.samples.role):
+        return a, b
+    if a.samples.question is None or b.samples.question is None:
+        return None
+    keys = []
+    for samples in (a.samples, b.samples):
+        assert samples.question is not None
+        seen: Counter[tuple[int, int]] = Counter()
+        own: dict[tuple[int, int, int], int] = {}
+        for row, what in enumerate(zip(samples.role.tolist(), samples.question.tolist(), strict=True)):
+            own[*what, seen[what]] = row
+            seen[what] += 1
+        keys.append(own)
+    both = [k for k in keys[0] if k in keys[1]]
+    rows = [torch.tensor([own[k] for k in both], dtype=torch.long) for own in keys]
+    return replace(a, samples=_only(a.samples, rows[0])), replace(b, samples=_only(b.samples, rows[1]))
+
+
+def _only(samples: Samples, rows: Int[Tensor, "kept"]) -> Samples:
+    question = None if samples.question is None else samples.question[rows]
+    return Samples(samples.activations[rows], samples.role[rows], question)
 
 
 def _halves(x: Float[Array, "split half resample role"]) -> Float[Array, "figure resample"]:

@@ -66,7 +66,7 @@ class LayerChoice:
 
 
 def recommend_layer(
-    vectors: PersonaVectors, *, within: tuple[float, float] = (0.25, 0.9), splits: int = 20, seed: int = 0
+    vectors: PersonaVectors, *, within: tuple[float, float] = (1 / 3, 0.9), splits: int = 20, seed: int = 0
 ) -> LayerChoice:
     """The layer at which the axis is stable, lies along PC1, and has the default at its end.
 
@@ -108,12 +108,24 @@ def recommend_layer(
         )
     best = max(r.score for r in standing)
     chosen = min((r for r in standing if r.score >= best - TOLERANCE), key=lambda r: r.layer)
+    if (edge := _beyond(chosen, standing, table)) is not None:
+        notes.append(
+            f"layer {chosen.layer} is the edge of the depths that stand for choice and layer {edge.layer} beyond it scores "
+            f"higher ({edge.score:.2f} over {chosen.score:.2f}): look at the table before you rely on it"
+        )
     if chosen.split_half < 0.8:
         notes.append(
             f"the axis agrees with itself only to {chosen.split_half:.2f} across halves of the rollouts; take more "
             "questions (of the default above all) before trusting it"
         )
     return LayerChoice(chosen.layer, tuple(table), tuple(notes))
+
+
+def _beyond(chosen: LayerReasons, standing: list[LayerReasons], table: list[LayerReasons]) -> LayerReasons | None:
+    """The better neighbour just outside the range, if the chosen layer is at its edge."""
+    k = table.index(chosen)
+    outside = [table[j] for j in (k - 1, k + 1) if 0 <= j < len(table) and table[j] not in standing]
+    return next((r for r in outside if r.score > chosen.score + TOLERANCE), None)
 
 
 def _why(half: float, cosine: float, place: float) -> str:

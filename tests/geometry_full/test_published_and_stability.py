@@ -138,3 +138,32 @@ def test_recommended_layer_is_the_good_one():
     assert "along PC1" in choice.reasons.why
     assert "Recommended layer: 1" in str(choice)
     assert recommend_layer(replace(v, samples=None)).notes
+
+
+@pytest.mark.parametrize(("roles", "width"), [(40, 200), (40, 24), (30, 30)])
+def test_components_are_those_of_scikit_learn(roles, width):
+    from sklearn.decomposition import PCA
+
+    v = vectors(tuple(f"r{k}" for k in range(roles)), width=width, noise=0.5)
+    space = v.space(1)
+    by_hand = PCA(svd_solver="full").fit(v.vectors[:, 1].double().numpy())
+    count = min(roles - 1, width)
+    theirs = torch.from_numpy(by_hand.components_[:count]).float()
+    theirs = theirs * torch.sign(theirs @ space.default)[:, None]
+    assert space.components.shape == (count, width)
+    assert torch.allclose(space.components, theirs, atol=1e-5)
+    assert torch.allclose(
+        space.variance, torch.from_numpy(by_hand.explained_variance_ratio_[:count]).float(), atol=1e-6
+    )
+    assert torch.allclose(space.components @ space.components.T, torch.eye(count), atol=1e-5)
+
+
+def test_a_layer_at_the_edge_is_said_to_be_one():
+    v = vectors(NAMES)
+    x, g = v.samples.activations.clone(), torch.Generator().manual_seed(0)
+    x += (torch.tensor([0.0, 3.0, 15.0])[:, None] * torch.randn(x.shape, generator=g)).half()
+    means = torch.stack([x[v.samples.role == r].float().mean(0) for r in range(-1, 40)])
+    noisy = replace(v, vectors=means[1:], default=means[0], samples=replace(v.samples, activations=x))
+    choice = recommend_layer(noisy, within=(1 / 3, 1))
+    assert choice.layer == 1
+    assert any("edge of the depths" in n for n in choice.notes)
