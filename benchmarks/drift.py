@@ -9,6 +9,7 @@ python benchmarks/drift.py transcripts --axis runs/own/vectors.safetensors --fil
 import argparse
 import glob
 import json
+import sys
 import time
 from dataclasses import asdict
 from typing import Any
@@ -107,25 +108,39 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def transcripts(args: argparse.Namespace) -> dict[str, Any]:
-    """Trace every file; how many turns, how long, what was noted."""
+    """Trace every conversation of every file; what is done is printed to standard error as it comes."""
+    from itertools import islice
+
     from assistant_axis.drift.trajectory import trajectory
     from assistant_axis.drift.transcripts import read_transcripts
 
     model, axis = load(args.axis)
-    out: dict[str, Any] = {}
+    found: list[dict[str, Any]] = []
     for file in sorted(glob.glob(args.files, recursive=True)):  # noqa: PTH207
-        for k, talk in enumerate(read_transcripts(file)):
-            if k >= args.limit:
-                break
+        for talk in islice(read_transcripts(file), args.limit):
             began = time.perf_counter()
-            path = trajectory(model, axis, talk.messages)
-            out[f"{file}:{k}"] = {
-                "answers": len(path),
-                "seconds": round(time.perf_counter() - began, 1),
-                "first and last mean": [round(float(path.means()[i]), 2) for i in (0, -1)],
-                "notes": [*talk.notes, *path.warnings],
-            }
-    return out
+            path = trajectory(model, axis, talk.messages, window=args.window)
+            found.append(
+                {
+                    "conversation": talk.name,
+                    "tokens": len(model.chat.encode(talk.messages).ids),
+                    "answers": len(path),
+                    "seconds": round(time.perf_counter() - began, 1),
+                    "first and last mean": [round(float(path.means()[i]), 2) for i in (0, -1)],
+                    "finite": bool(path.means().isfinite().all()),
+                    "notes": [*talk.notes, *path.warnings],
+                }
+            )
+            print(json.dumps(found[-1], ensure_ascii=False), file=sys.stderr, flush=True)
+    return {
+        "conversations": len(found),
+        "answers": sum(f["answers"] for f in found),
+        "tokens": sum(f["tokens"] for f in found),
+        "longest": max(f["tokens"] for f in found),
+        "read in windows": sum("overlapping windows" in n for f in found for n in f["notes"]),
+        "every mean is finite": all(f["finite"] for f in found),
+        "seconds": round(sum(f["seconds"] for f in found), 1),
+    }
 
 
 def main() -> None:
@@ -135,7 +150,8 @@ def main() -> None:
     parser.add_argument("--out", default="runs/drift")
     parser.add_argument("--per-domain", type=int, default=25)
     parser.add_argument("--files", default="")
-    parser.add_argument("--limit", type=int, default=50)
+    parser.add_argument("--limit", type=int, help="conversations a file")
+    parser.add_argument("--window", type=int, help="longest pass in tokens; default: the model's context")
     args = parser.parse_args()
     found = {"exact": exact, "simulate": simulate, "predict": predict, "transcripts": transcripts}[args.what](args)
     print(json.dumps(found, indent=1, ensure_ascii=False))

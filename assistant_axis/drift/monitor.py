@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assistant_axis.drift.trajectory import calibrated_rank
+from assistant_axis.drift.trajectory import about_calibration, calibrated_rank
 from assistant_axis.errors import ModelError, SettingError
 from assistant_axis.geometry.axis import AssistantAxis
 from assistant_axis.models.generation import Answer, stop_ids
@@ -195,8 +195,16 @@ class DriftMonitor:
         return self._center
 
     def percentile(self, projection: float) -> float:
-        """Where a raw projection stands among the calibration (0 … 100); NaN without calibration."""
+        """Where an answer's raw projection stands among the calibration (0 … 100).
+
+        NaN without calibration, and for an axis that was not measured on answers; `notes` says which.
+        """
         return calibrated_rank(self.axis, projection, self.layer)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Why there are no percentiles; empty where there are."""
+        return about_calibration(self.axis, "response")
 
     # -- inside --------------------------------------------------------------------------------------------------------
 

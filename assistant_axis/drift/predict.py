@@ -80,7 +80,8 @@ class RidgeReport:
         in_sample: R² on the data that was fitted, α by cross-validation; how it was published.
         grouped: R² over all held-out predictions with conversations kept whole, α chosen inside each training part.
         grouped_folds: the same, fold by fold.
-        p: share of permutations of the target with a grouped R² at least as high (plus one over plus one).
+        p: share of permutations of the target with a grouped R² at least as high (plus one over plus one); conversations
+            change places as blocks, so that their likeness within is in the null too.
         shuffled: grouped R² when messages are dealt out to the answers at random; about 0 or below if all is well.
         alpha: the α of the in-sample fit.
     """
@@ -135,7 +136,7 @@ def evaluate(
     alpha = whole.choose(y[:, None], groups, folds)[0]
     inside = _r2(y, whole.fit_predict(y[:, None], np.array([alpha]))[:, 0])
     splits = _folds(groups, folds, rng)
-    permuted = np.stack([y, *(_permute(y, rng) for _ in range(permutations))], axis=1)
+    permuted = np.stack([y, *(_permute(y, groups, rng) for _ in range(permutations))], axis=1)
     held = _grouped(x, permuted, groups, splits, folds)
     scores = [_r2(permuted[:, k], held[:, k]) for k in range(permuted.shape[1])]
     dealt = rng.permutation(len(y))
@@ -263,6 +264,12 @@ class MessageScore:
         """Whether it is predicted among the lowest fifth."""
         return self.percentile <= 20
 
+    @property
+    def said(self) -> str:
+        """One line for people."""
+        warning = ": this message is likely to pull the model away" if self.pulls_away else ""
+        return f"predicted {self.predicted:+.2f} raw, percentile {self.percentile:.0f}{warning}"
+
 
 # -- ridge -------------------------------------------------------------------------------------------------------------
 
@@ -321,8 +328,17 @@ def _folds(
     return list(splitter.split(np.zeros((len(groups), 1)), groups=groups))
 
 
-def _permute(y: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    return y[rng.permutation(len(y))]
+def _permute(y: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The target dealt out anew: conversations change places as blocks, and turns change places inside them.
+
+    Values of one conversation stay neighbours, so that the null knows how much conversations differ; shuffling single
+    values would make chance agreement of whole conversations look like a finding.
+    """
+    blocks = [np.flatnonzero(groups == g) for g in np.unique(groups)]
+    source = np.concatenate([rng.permutation(blocks[k]) for k in rng.permutation(len(blocks))])
+    out = np.empty_like(y)
+    out[np.concatenate(blocks)] = y[source]
+    return out
 
 
 def _r2(y: np.ndarray, guess: np.ndarray) -> float:

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from assistant_axis.activations.store import atomic
 from assistant_axis.drift.monitor import DriftMonitor, MonitoredTurn, TokenReading
-from assistant_axis.drift.trajectory import trajectory
+from assistant_axis.drift.trajectory import is_calibrated, shown_rank
 from assistant_axis.errors import AssistantAxisError, SettingError
 from assistant_axis.geometry.axis import AssistantAxis
 from assistant_axis.models.generation import decode
 
 if TYPE_CHECKING:
+    from assistant_axis.drift.embed import Embedder
+    from assistant_axis.drift.predict import DriftPredictor
     from assistant_axis.models.hooked import HookedChatModel
 
 HELP = """/cap [PERCENTILE | off]   keep the projection above a percentile of the calibration (75 by default)
@@ -51,6 +53,8 @@ class ChatSession:
         top_p: nucleus mass.
         seed: of the sampling; the n-th answer uses seed + n.
         threshold: raw projection under which the moving mean is reported (see `DriftMonitor`).
+        predictor: scores every message before it is answered (see `foresee`).
+        embedder: embeds messages for it; default: the one it was fitted on.
     """
 
     def __init__(
@@ -65,11 +69,14 @@ class ChatSession:
         top_p: float | int = 0.9,
         seed: int = 0,
         threshold: float | int | None = None,
+        predictor: "DriftPredictor | None" = None,
+        embedder: "Embedder | None" = None,
     ) -> None:
         self.model, self.axis, self.system = model, axis, system
         self.monitor = DriftMonitor(model, axis, layer, threshold=threshold)
         self.sampling: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
         self.seed = seed
+        self.predictor, self.embedder = predictor, embedder
         self.cap: Any = None
         self.steer: Any = None
         self.messages: list[dict[str, str]] = []
@@ -131,14 +138,31 @@ class ChatSession:
         self.projections.append(read.mean)
         return Reply(answer.text, read)
 
+    def foresee(self, text: str) -> str:
+        """What the predictor says of a message before it is answered; empty without a predictor."""
+        if self.predictor is None:
+            return ""
+        if self.embedder is None:
+            from assistant_axis.drift.embed import Embedder
+
+            self.embedder = Embedder(self.predictor.embedder)
+        return self.predictor.score([text], self.embedder)[0].said
+
     def meter(self, projection: float, width: int = 24) -> str:
-        """A bar for a raw projection, from the calibration's lowest to its highest value."""
+        """A bar for a raw projection.
+
+        It runs over the calibration's percentiles. Where there are none that apply, it runs one length of the axis
+        (the distance of the default from the mean role) to each side of the conversation's first answer.
+        """
+        centred = f"{projection - self.monitor.center:+.1f} centred"
         rank = self.monitor.percentile(projection)
-        if rank != rank:  # no calibration
-            return f"{projection - self.monitor.center:+.1f} centred"
-        filled = round(rank / 100 * width)
-        bar = "█" * filled + "░" * (width - filled)
-        return f"{bar} {projection - self.monitor.center:+.1f} centred · {rank:.0f}th percentile"
+        if rank == rank:
+            return f"{_bar(rank / 100, width)} {centred} · percentile {rank:.0f}"
+        if not self.projections:
+            return centred
+        moved = projection - self.projections[0]
+        length = float(self.axis.norms[self.axis.layer_index(self.monitor.layer)])
+        return f"{_bar(0.5 + moved / (2 * length), width)} {centred} · {moved:+.1f} from the first answer"
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
@@ -215,11 +239,28 @@ class ChatSession:
 
         if not self.projections:
             raise SettingError("There is no answer to plot yet.")
-        with self.model.steered(*self.in_force):
-            trace = trajectory(self.model, self.axis, self.messages, self.monitor.layer)
+        layer, center = self.monitor.layer, self.monitor.center
+        band = None
+        if is_calibrated(self.axis, "response"):
+            low, high = (float(self.axis.default_percentile(q, layer)) for q in (5.0, 95.0))
+            band = (low, high)
+        floor = None
+        if self.cap is not None and layer in self.cap.resolved(self.model):
+            floor = self.cap.thresholds(layer)[0]
+        said = f"{self.model.name} · layer {layer} · response span · as they were generated"
         path = Path(_path(rest) if rest else "drift.png").expanduser()
-        save_figure(drift_trace(trace), path)
-        return Reply(f"{trace}\nWritten to {path}.")
+        save_figure(drift_trace(self.projections, band=band, floor=floor, conditions=said), path)
+        lines = [
+            f"answer {n}: {raw:+.2f} raw, {raw - center:+.2f} centred, "
+            f"percentile {shown_rank(self.monitor.percentile(raw))}"
+            for n, raw in enumerate(self.projections, start=1)
+        ]
+        return Reply("\n".join([*lines, f"Written to {path}."]))
+
+
+def _bar(share: float, width: int) -> str:
+    filled = round(min(max(share, 0.0), 1.0) * width)
+    return "█" * filled + "░" * (width - filled)
 
 
 def _path(text: str) -> str:

@@ -43,7 +43,8 @@ class SimulatedTurn:
         raw: mean projection over the answer's content tokens; NaN for an empty answer.
         centered: the same minus the role mean's projection.
         stderr: standard error over tokens; NaN below two tokens.
-        percentile: where `raw` stands among the calibration (0 … 100); NaN without calibration.
+        percentile: where `raw` stands among the calibration (0 … 100); NaN without one over answers.
+        system: system prompt of the conversation, where it is not that of the run.
     """
 
     conversation: str
@@ -58,6 +59,11 @@ class SimulatedTurn:
     centered: float
     stderr: float
     percentile: float
+    system: str = ""
+
+
+_OPTIONAL = frozenset({"system"})
+"""Columns that a file may lack."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ class Simulation:
         system = str(self.conditions.get("system", ""))
         out: dict[str, list[dict[str, str]]] = {}
         for t in self.turns:
-            messages = out.setdefault(t.conversation, [{"role": "system", "content": system}] if system else [])
+            own = t.system or system
+            messages = out.setdefault(t.conversation, [{"role": "system", "content": own}] if own else [])
             messages += [{"role": "user", "content": t.user}, {"role": "assistant", "content": t.answer}]
         return out
 
@@ -115,9 +122,9 @@ class Simulation:
             raise IntegrityError(f"{source} is not a whole Parquet file ({e}).") from e
         said = (table.schema.metadata or {}).get(b"assistant-axis")
         names = {f.name for f in fields(SimulatedTurn)}
-        if said is None or not names <= set(table.column_names):
+        if said is None or not names - _OPTIONAL <= set(table.column_names):
             raise IntegrityError(f"{source} is a Parquet file, but not one of simulated conversations.")
-        rows = table.select(sorted(names)).to_pylist()
+        rows = table.select(sorted(names & set(table.column_names))).to_pylist()
         turns = tuple(SimulatedTurn(**row | {"answer_ids": tuple(row["answer_ids"])}) for row in rows)
         return cls(turns, json.loads(said))
 
@@ -190,7 +197,7 @@ def simulate(
         "layer": monitor.layer,
         "center": monitor.center,
         "user": user.describe(),
-        "scenarios": hashlib.sha256(json.dumps([asdict(s) for s in scenarios]).encode()).hexdigest()[:16],
+        "scenarios": _hash(scenarios),
         "turns": turns,
         "system": system,
         "interventions": [getattr(i, "describe", lambda _m, i=i: repr(i))(model) for i in interventions],
@@ -221,8 +228,10 @@ class _Run:
             return done
         folder = None if out is None else self._prepare(out)
         held: list[SimulatedTurn] = []
-        opening = [{"role": "system", "content": self.conditions["system"]}] if self.conditions["system"] else []
-        said = {s.id: list(opening) for s in self.scenarios}
+        said: dict[str, list[dict[str, str]]] = {}
+        for s in self.scenarios:
+            system = s.system or self.conditions["system"]
+            said[s.id] = [{"role": "system", "content": system}] if system else []
         going = list(self.scenarios)
         size = self.conditions["batch_size"]
         with track(len(self.scenarios) * self.conditions["turns"], "Holding conversations", show=progress) as advance:
@@ -306,6 +315,7 @@ class _Run:
                         centered=raw - self.monitor.center,
                         stderr=spread,
                         percentile=rank,
+                        system=s.system,
                     )
                 )
             self.monitor.turns.clear()
@@ -323,6 +333,11 @@ class _Run:
             with atomic(marker) as scratch:
                 scratch.write_text(json.dumps(self.conditions))
         return folder
+
+
+def _hash(scenarios: Sequence[Scenario]) -> str:
+    said = [{k: v for k, v in asdict(s).items() if v or k != "system"} for s in scenarios]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 def _same(before: Mapping[str, Any], now: Mapping[str, Any], out: Path) -> None:

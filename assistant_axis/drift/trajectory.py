@@ -5,7 +5,7 @@ width of the model. A turn's value is the mean over its content tokens, as in Lu
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,12 +33,13 @@ class TurnReading:
         index: number of the message in the conversation.
         role: who speaks.
         content: what is said; empty for the header of an answer that is not there yet.
-        pieces: the text of every token that was read.
+        pieces: the text of every token that was read; a character of several tokens is with the last of them.
         tokens: raw projection of every token, `[layer, pos]`, activation units.
         mean: raw mean over the tokens, `[layer]`.
         stderr: standard error of the mean over tokens, `[layer]`; NaN for a single token. Neighbouring tokens resemble
             each other, so it is a lower bound of the uncertainty.
-        percentile: where `mean` stands among the axis's calibration (0 … 100), `[layer]`; NaN without calibration.
+        percentile: where `mean` stands among the axis's calibration (0 … 100), `[layer]`. NaN where that says nothing:
+            without calibration, for an axis measured on another span, and for turns that are no answers.
     """
 
     index: int
@@ -63,7 +64,8 @@ class Trajectory:
         turns: the turns that were read.
         layers: block indices, the order of every `[layer]` here.
         center: raw projection of the role mean, `[layer]`; raw minus this is centred.
-        default_band: raw 5th, 50th and 95th percentile of the default persona's own rollouts, `[3, layer]`.
+        default_band: raw 5th, 50th and 95th percentile of the default persona's own rollouts, `[3, layer]`; NaN where
+            percentiles are (see `TurnReading`).
         model: name of the model.
         reading: `"post"` (after interventions in force) or `"pre"`.
         span: `"response"` (content tokens) or `"header"` (the token at which the turn is about to be spoken).
@@ -147,7 +149,7 @@ class Trajectory:
             raw = float(t.mean[0])
             lines.append(
                 f"{n:>4}  {t.role:<9}{raw:>8.2f}{float(t.stderr[0]):>9.2f}{raw - float(self.center[0]):>10.2f}"
-                f"{float(t.percentile[0]):>12.1f}{t.n_tokens:>8}"
+                f"{shown_rank(float(t.percentile[0]), 1):>12}{t.n_tokens:>8}"
             )
         return "\n".join(lines + [f"note: {w}" for w in self.warnings])
 
@@ -240,9 +242,9 @@ def trajectories(
     )
     k = [axis.layer_index(x) for x in chosen]
     band = torch.full((3, len(k)), math.nan)
-    if axis.calibration != "none":
+    if is_calibrated(axis, span):
         band = torch.stack([axis.default_percentile(q)[k] for q in (5.0, 50.0, 95.0)])
-    shared = _about(axis, span)
+    shared = about_calibration(axis, span)
     results = []
     for (chat, spans), tokens, long in zip(encoded, projected, cut, strict=True):
         said = shared
@@ -252,7 +254,7 @@ def trajectories(
                 f"The conversation has {len(chat.ids)} tokens, more than the window of {limit}: it was read in "
                 "overlapping windows, so later turns were seen without the beginning.",
             )
-        turns = tuple(_read_turn(model, axis, chat, turn, at, tokens, chosen) for turn, at in spans)
+        turns = tuple(_read_turn(model, axis, chat, turn, at, tokens, chosen, span) for turn, at in spans)
         results.append(
             Trajectory(
                 turns=turns,
@@ -393,6 +395,7 @@ def _read_turn(
     at: range,
     projected: Tensor,
     layers: Sequence[int],
+    span: str,
 ) -> TurnReading:
     tokens = projected[:, at.start : at.stop].contiguous()
     if not torch.isfinite(tokens).all():
@@ -404,21 +407,62 @@ def _read_turn(
     decode = model.tokenizer.decode
     mean = tokens.double().mean(1).float()
     spread = tokens.std(1) / math.sqrt(len(at)) if len(at) > 1 else torch.full_like(mean, math.nan)
+    ranks = torch.full_like(mean, math.nan)
+    if turn.role == "assistant":  # calibration is over answers
+        ranks = torch.tensor([calibrated_rank(axis, float(m), x, span) for m, x in zip(mean, layers, strict=True)])
     return TurnReading(
         index=turn.index,
         role=turn.role,
         content=decode(list(chat.ids[turn.content[0] : turn.content[1]]), clean_up_tokenization_spaces=False),
-        pieces=tuple(decode([i], clean_up_tokenization_spaces=False) for i in chat.ids[at.start : at.stop]),
+        pieces=_pieces(decode, chat.ids[at.start : at.stop]),
         tokens=tokens,
         mean=mean,
         stderr=spread,
-        percentile=torch.tensor([calibrated_rank(axis, float(m), x) for m, x in zip(mean, layers, strict=True)]),
+        percentile=ranks,
     )
 
 
-def calibrated_rank(axis: AssistantAxis, projection: float, layer: int) -> float:
-    """`axis.rank`, or NaN for an axis without calibration (an imported one)."""
-    return axis.rank(projection, layer) if axis.calibration != "none" else math.nan
+def _pieces(decode: Callable[..., str], ids: Sequence[int]) -> tuple[str, ...]:
+    out: list[str] = []
+    waiting: list[int] = []
+    for i in ids:
+        waiting.append(i)
+        text = decode(waiting, clean_up_tokenization_spaces=False)
+        if text.endswith("\ufffd") and len(waiting) < 8:  # bytes of a character that is not whole yet
+            out.append("")
+            continue
+        out.append(text)
+        waiting = []
+    if waiting:
+        out[-1] = decode(waiting, clean_up_tokenization_spaces=False)
+    return tuple(out)
+
+
+def is_calibrated(axis: AssistantAxis, span: str) -> bool:
+    """Whether the axis keeps a calibration over that span: percentiles of another kind of token would mislead."""
+    return axis.calibration != "none" and axis.conditions.span == span
+
+
+def calibrated_rank(axis: AssistantAxis, projection: float, layer: int, span: str = "response") -> float:
+    """`axis.rank`, or NaN where the axis keeps no calibration over that span."""
+    return axis.rank(projection, layer) if is_calibrated(axis, span) else math.nan
+
+
+def shown_rank(percentile: float, digits: int = 0) -> str:
+    """A percentile for a table; a dash where there is none."""
+    return f"{percentile:.{digits}f}" if math.isfinite(percentile) else "–"
+
+
+def about_calibration(axis: AssistantAxis, span: str) -> tuple[str, ...]:
+    """Why there are no percentiles for tokens of that span, in words; empty where there are."""
+    if axis.calibration == "none":
+        return ("The axis keeps no calibration: there are no percentiles and no band of the default.",)
+    if axis.conditions.span != span:
+        return (
+            f"The axis was measured on {axis.conditions.span!r} tokens and these are {span!r} tokens: compare turns with "
+            "each other. Percentiles and the default's band are left out, for they are those of the other kind of token.",
+        )
+    return ()
 
 
 def _limit(model: "HookedChatModel", window: int | None) -> int | None:
@@ -428,14 +472,3 @@ def _limit(model: "HookedChatModel", window: int | None) -> int | None:
     if window < 8:
         raise SettingError(f"window={window} is too short; use at least 8 tokens.")
     return window if longest is None else min(window, longest)
-
-
-def _about(axis: AssistantAxis, span: str) -> tuple[str, ...]:
-    if axis.calibration == "none":
-        return ("The axis keeps no calibration: there are no percentiles and no band of the default.",)
-    if axis.conditions.span != span:
-        return (
-            f"The axis was measured on {axis.conditions.span!r} tokens and these are {span!r} tokens: compare turns with "
-            "each other; percentiles and the default's band are those of the other kind of token.",
-        )
-    return ()

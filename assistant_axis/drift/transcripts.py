@@ -12,10 +12,10 @@ import io
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 from assistant_axis.errors import ConversationError
 from assistant_axis.models.chat import check_conversation
@@ -45,6 +45,9 @@ _THINKING = re.compile(r"<think>.*?</think>", re.DOTALL)
 _HH = re.compile(r"(?:\A|\n\n)(Human|Assistant):")
 
 
+OnError: TypeAlias = Callable[[ConversationError], Any] | None
+
+
 @dataclass(frozen=True)
 class Transcript:
     """A conversation that was read.
@@ -63,7 +66,10 @@ class Transcript:
 
 
 def read_transcripts(
-    source: str | Path | io.BufferedIOBase | io.RawIOBase, *, strict: bool = False
+    source: str | Path | io.BufferedIOBase | io.RawIOBase,
+    *,
+    strict: bool = False,
+    on_error: OnError = None,
 ) -> Iterator[Transcript]:
     """The conversations of a file, one at a time.
 
@@ -74,6 +80,8 @@ def read_transcripts(
     Args:
         source: a path, `"-"` for standard input, or a binary stream.
         strict: refuse what would be repaired.
+        on_error: is told of a conversation that cannot be read, which is then left out; by default that is an error. A
+            file that is damaged as a whole is one in any case.
 
     Raises:
         ConversationError: naming file and line: not JSON, another encoding, an unknown role, content that is no text.
@@ -86,12 +94,12 @@ def read_transcripts(
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist.")
         with path.open("rb") as stream:
-            yield from _from_stream(cast(io.BufferedReader, stream), path.name, strict)
+            yield from _from_stream(cast(io.BufferedReader, stream), path.name, strict, on_error)
         return
     if isinstance(source, (str, Path)):
-        yield from _from_stream(cast(io.BufferedReader, sys.stdin.buffer), "standard input", strict)
+        yield from _from_stream(cast(io.BufferedReader, sys.stdin.buffer), "standard input", strict, on_error)
         return
-    yield from _from_stream(source, str(getattr(source, "name", "stream")), strict)
+    yield from _from_stream(source, str(getattr(source, "name", "stream")), strict, on_error)
 
 
 def read_transcript(source: str | Path | io.BufferedIOBase | io.RawIOBase, *, strict: bool = False) -> Transcript:
@@ -153,20 +161,28 @@ def as_transcript(entry: Any, where: str, *, strict: bool = False) -> Transcript
 # -- bytes to JSON values ----------------------------------------------------------------------------------------------
 
 
-def _from_stream(stream: io.BufferedIOBase | io.RawIOBase, name: str, strict: bool) -> Iterator[Transcript]:
+def _from_stream(
+    stream: io.BufferedIOBase | io.RawIOBase, name: str, strict: bool, on_error: OnError
+) -> Iterator[Transcript]:
     buffered = cast(io.BufferedReader, stream if hasattr(stream, "peek") else io.BufferedReader(cast(Any, stream)))
     if buffered.peek(2)[:2] == b"\x1f\x8b":
         buffered = cast(io.BufferedReader, io.BufferedReader(cast(Any, gzip.GzipFile(fileobj=buffered))))
     short = re.sub(r"(\.jsonl?|\.gz)+$", "", name)
     try:
-        for number, entry in _values(buffered, name):
-            found = as_transcript(entry, f"{name}:{number}", strict=strict)
+        for number, entry in _values(buffered, name, on_error):
+            try:
+                found = as_transcript(entry, f"{name}:{number}", strict=strict)
+            except ConversationError as e:
+                if on_error is None:
+                    raise
+                on_error(e)
+                continue
             yield Transcript(found.messages, f"{short}:{number}", found.fields, found.notes)
     except (EOFError, gzip.BadGzipFile) as e:
         raise ConversationError(f"{name}: the compressed file is truncated or damaged ({e}).") from e
 
 
-def _values(stream: io.BufferedReader, name: str) -> Iterator[tuple[int, Any]]:
+def _values(stream: io.BufferedReader, name: str, on_error: OnError) -> Iterator[tuple[int, Any]]:
     """(line, JSON value) of every conversation; a document that is no JSON lines is read whole."""
     lines = _lines(stream, name)
     first = next(((n, line) for n, line in lines if line.strip()), None)
@@ -189,9 +205,14 @@ def _values(stream: io.BufferedReader, name: str) -> Iterator[tuple[int, Any]]:
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line)
+            entry = json.loads(line)
         except (json.JSONDecodeError, RecursionError) as e:
-            raise ConversationError(f"{name}:{number}: not JSON ({_said(e)}).") from e
+            error = ConversationError(f"{name}:{number}: not JSON ({_said(e)}).")
+            if on_error is None:
+                raise error from e
+            on_error(error)
+            continue
+        yield number, entry
 
 
 def _document(first: str, start: int, rest: Iterator[tuple[int, str]], name: str) -> Iterator[tuple[int, Any]]:

@@ -33,6 +33,7 @@ class Scenario:
         description: who that is, for a simulator that plays it.
         topic: what the conversation is about.
         turns: the user's turns, for `Scripted`.
+        system: system prompt of the target in this conversation; default: that of the run.
     """
 
     id: str
@@ -41,6 +42,7 @@ class Scenario:
     description: str
     topic: str
     turns: tuple[str, ...] = ()
+    system: str = ""
 
 
 @runtime_checkable

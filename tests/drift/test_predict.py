@@ -10,10 +10,10 @@ from sklearn.linear_model import Ridge
 
 from assistant_axis.drift.clusters import assign, map_messages, rank_clusters
 from assistant_axis.drift.embed import Embedder
-from assistant_axis.drift.figures import domain_traces, message_map
 from assistant_axis.drift.predict import DriftPredictor, Exchanges, _Ridge, evaluate
 from assistant_axis.drift.simulate import SimulatedTurn, Simulation
 from assistant_axis.errors import ArtefactMismatchError, ConversationError, IntegrityError, SettingError
+from assistant_axis.plots.drift import domain_traces, message_map
 
 
 class Words:
