@@ -1,9 +1,10 @@
 """Base models steered along the axis: how do they go on from "My job is to"? (Lu et al. 2026, section 3.)"""
 
+import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ class CompletionClusters:
         members: cluster of each completion, `[completion]`.
         doses: in rising order.
         shares: of the completions under each dose, `[dose, cluster]`; rows sum to one.
+        broken: share of the completions under each dose that say nothing or repeat themselves, `[dose]`: an effect
+            under a dose that breaks the text is none. See `is_broken`.
     """
 
     labels: tuple[str, ...]
@@ -50,6 +53,38 @@ class CompletionClusters:
     members: Int[np.ndarray, "completion"]
     doses: tuple[float, ...]
     shares: Float[np.ndarray, "dose cluster"]
+    broken: Float[np.ndarray, "dose"]
+
+    def __str__(self) -> str:
+        head = "dose     " + "".join(f"{d:+8.2f}" for d in self.doses)
+        lines = [
+            "".join(f"{v:8.0%}" for v in column) + f"  {name}"
+            for column, name in zip(self.shares.T, self.labels, strict=True)
+        ]
+        broken = "".join(f"{v:8.0%}" for v in self.broken)
+        return "\n".join([head, *(" " * 9 + line for line in lines), f"broken   {broken}"])
+
+
+@runtime_checkable
+class CompletionJudge(Protocol):
+    """Whoever names what a completion is about: a model behind an API, a classifier, a word list. Any function will do."""
+
+    def __call__(self, prefill: str, text: str, /) -> str:
+        """The label of one completion."""
+        ...
+
+
+def is_broken(text: str) -> bool:
+    """Whether a completion says nothing or repeats itself: no letters, a word of more than 40 characters, or fewer than
+    half of its words (six at least) different from one another.
+
+    >>> is_broken("to die to die to die to die"), is_broken("help people find a doctor")
+    (True, False)
+    """
+    words = re.findall(r"[^\W\d_]+", text.lower())
+    if not words or max(map(len, words)) > 40 or re.search(r"(\S{1,20}?)\1{5}", text):
+        return True
+    return len(words) >= 6 and len(set(words)) < len(words) / 2
 
 
 def complete_prefills(
@@ -69,7 +104,9 @@ def complete_prefills(
 ) -> list[Completion]:
     """Continuations of openings, without any template, under several doses of a direction.
 
-    Every dose gets the same seed. Give a `control_axis` as `axis` for the comparison that every effect needs.
+    Every dose gets the same seed. Give a `control_axis` as `axis` for the comparison that every effect needs; where a few
+    coordinates make up most of the norm (Gemma 2 and 3), a `"random"` one breaks the text at once and `"in_span"` is the
+    fair one. An axis of the chat model of the same width is taken as it is.
 
     Args:
         model: a base model (any model will do).
@@ -122,6 +159,9 @@ def cluster_completions(
 ) -> CompletionClusters:
     """Group completions by sentence embeddings (k-means) and name each group by its most telling words (TF-IDF).
 
+    The mean embedding of an opening's completions is subtracted first: groups are then about how openings go on, and not
+    about which opening it was.
+
     Args:
         completions: from `complete_prefills`; empty ones are a group of their own, called `"(nothing)"`.
         clusters: how many groups.
@@ -144,6 +184,9 @@ def cluster_completions(
         embedder = Embedder()
     texts = [f"{completions[k].prefill} {completions[k].text}" for k in said]
     rows = np.asarray(embedder.embed(texts))
+    for opening in {completions[k].prefill for k in said}:
+        same = np.array([completions[k].prefill == opening for k in said])
+        rows = np.where(same[:, None], rows - rows[same].mean(0), rows)
     means = KMeans(clusters, n_init=10, random_state=seed)  # pyright: ignore[reportArgumentType]  (its stub says str)
     own = np.asarray(means.fit_predict(rows))
     members = np.full(len(completions), clusters)
@@ -162,17 +205,23 @@ def cluster_completions(
     table = np.zeros((len(doses), count))
     for c, m in zip(completions, members, strict=True):
         table[doses.index(c.dose), m] += 1
-    return CompletionClusters(tuple(labels), tuple(exemplars), members, doses, table / table.sum(1, keepdims=True))
+    bad = [[is_broken(c.text) for c in completions if c.dose == d] for d in doses]
+    return CompletionClusters(
+        tuple(labels),
+        tuple(exemplars),
+        members,
+        doses,
+        table / table.sum(1, keepdims=True),
+        np.array([np.mean(b) for b in bad]),
+    )
 
 
-def label_completions(
-    completions: Sequence[Completion], judge: Callable[[str, str], str]
-) -> dict[float, dict[str, float]]:
+def label_completions(completions: Sequence[Completion], judge: CompletionJudge) -> dict[float, dict[str, float]]:
     """Share of each label a judge gives, dose by dose.
 
     Args:
         completions: from `complete_prefills`.
-        judge: takes opening and continuation, returns a label (a model behind an API, a classifier, a word list).
+        judge: takes opening and continuation, returns a label.
     """
     counts: dict[float, Counter[str]] = {}
     for c in completions:
@@ -216,5 +265,7 @@ def _labels(texts: Sequence[str], members: np.ndarray, clusters: int, vectorizer
     for c in range(clusters):
         inside, outside = weights[members == c].mean(0), weights[members != c]
         telling = inside - (outside.mean(0) if len(outside) else 0)
+        often = (weights[members == c] > 0).sum(0) >= 2  # a word said once names nobody but its sayer
+        telling = np.where(often, telling, telling - 1) if often.any() else telling
         names.append(", ".join(words[k] for k in np.argsort(-telling)[:3]))
     return names

@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from assistant_axis.geometry.space import PersonaSpace
     from assistant_axis.geometry.stability import Curve, Stability
     from assistant_axis.geometry.traits import TraitVectors
+    from assistant_axis.pipeline.base import CompletionClusters
 
 __all__ = [
     "comparison_scatter",
+    "completion_shares",
     "component_matrix",
     "correlation_matrix",
     "layer_choice",
@@ -166,10 +168,8 @@ def role_map_3d(
         bar.ax.tick_params(labelsize=8.5, color=FAINT)
         scaled = "z-scored" if space.zscore else ""
         said = describe(space.conditions, f"layer {space.layer}", f"n = {len(space.roles)} roles", scaled)
-        figure.suptitle(
-            f"{said} · centred projections, shadows below", x=0.02, y=0.945, ha="left", fontsize=8.5, color=FAINT
-        )
-        figure.text(0.02, 0.99, "A map of the roles in three dimensions", va="top", fontsize=11.5, weight="bold")
+        said = f"{said} · centred projections, shadows below"
+        _heading(figure, "A map of the roles in three dimensions", said)
         far = np.linalg.norm((points - points.mean(1, keepdims=True)) / points.std(1, keepdims=True), axis=0)
         chosen = np.argsort(-far, kind="stable")[: 3 * names]
         x, y, _ = proj3d.proj_transform(points[0], points[1], points[2], ax.get_proj())
@@ -324,9 +324,45 @@ def layer_choice(choice: "LayerChoice") -> Plot:
     return figure
 
 
+def _heading(figure: Plot, said: str, conditions: str) -> None:
+    """A title over the whole figure, for figures of several panels and of three dimensions."""
+    height = float(figure.get_size_inches()[1])
+    figure.suptitle(conditions, x=0.02, y=1 - 0.28 / height, ha="left", fontsize=8.5, color=FAINT)
+    figure.text(0.02, 1 - 0.05 / height, said, va="top", fontsize=11.5, weight="bold")
+    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - 0.55 / height))  # type: ignore[union-attr]
+
+
 def _signed(value: float, *, plus: bool = True) -> str:
     """Two decimals with a true minus sign."""
     return (f"{value:+.2f}" if plus else f"{value:.2f}").replace("-", "−")
+
+
+def completion_shares(clusters: "CompletionClusters") -> Plot:
+    """How a base model goes on under each dose: the share of every group of completions, and of broken ones.
+
+    Args:
+        clusters: from `cluster_completions`.
+    """
+    order = np.argsort(clusters.shares[-1] - clusters.shares[0], kind="stable")
+    labels = [clusters.labels[k] for k in order] + ["broken: empty or repeating itself"]
+    table = np.vstack([clusters.shares.T[order], clusters.broken])
+    with styled(6.4, 1.2 + 0.42 * len(labels)) as figure:
+        panels = figure.subplots(1, len(clusters.doses), sharey=True, squeeze=False)[0]
+        y = np.arange(len(labels))
+        for ax, dose, values in zip(panels, clusters.doses, table.T, strict=True):
+            color = ROLE_PLAY if dose < 0 else ASSISTANT if dose > 0 else FAINT
+            ax.barh(y[:-1], values[:-1], color=color, alpha=0.85)
+            ax.barh(y[-1:], values[-1:], color=RED, alpha=0.85)
+            for k, v in enumerate(values):
+                ax.annotate(f"{v:.0%}", (v, k), (3, 0), textcoords="offset points", va="center", fontsize=8.5)
+            ax.set(xlim=(0, 1.25 * float(table.max())), xlabel=f"dose {_signed(dose)}", yticks=y, xticks=[])
+            ax.set_yticklabels(labels, fontsize=9)
+            clean(ax)
+            ax.tick_params(axis="y", length=0)
+            ax.spines["bottom"].set_visible(False)
+        panels[0].invert_yaxis()
+        _heading(figure, "How the openings go on", "share of completions · doses: fractions of the residual norm")
+    return figure
 
 
 def _shades() -> Any:
