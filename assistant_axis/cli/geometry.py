@@ -135,16 +135,25 @@ def stability(
     choice = recommend_layer(vectors, splits=splits, seed=seed)
     table = _table(
         f"{vectors.conditions.model}, {vectors.conditions.span} span: {found.rollouts} rollouts",
-        ("layer", "split-half", "95 %", "all rollouts", "bootstrap", "|cos(axis, PC1)|", "default at", "score"),
+        ("layer", "split-half", "2.5 %", "all", "bootstrap", "|cos PC1|", "default at", "score"),
     )
     for k, r in enumerate(choice.table):
-        spread = f"[{found.split_half_low[k]:.3f}, {found.split_half_high[k]:.3f}]"
-        own = (f"{found.split_half[k]:.3f}", spread, f"{found.full[k]:.3f}", f"{found.bootstrap[k]:.3f}")
+        own = (
+            f"{found.split_half[k]:.3f}",
+            f"{found.split_half_low[k]:.3f}",
+            f"{found.full[k]:.3f}",
+            f"{found.bootstrap[k]:.3f}",
+        )
         style = "bold" if r.layer == choice.layer else None
         table.add_row(
             str(r.layer), *own, f"{r.axis_pc1:.3f}", f"{r.default_position:.2f}", f"{r.score:.3f}", style=style
         )
-    _print(table, f"Recommended layer: {choice.layer} ({choice.reasons.why}).", *(f"note: {n}" for n in choice.notes))
+    _print(
+        table,
+        "split-half: cosine of the axes of two halves of the rollouts, and its 2.5 % over splits; all: what that promises "
+        "for all rollouts together; default at: its place in the roles' range on PC1, 0 is the Assistant's end.",
+    )
+    _print(f"Recommended layer: {choice.layer} ({choice.reasons.why}).", *(f"note: {n}" for n in choice.notes))
     beside = controls(vectors, choice.layer, seed=seed)
     table = _table(
         f"The axis at layer {choice.layer} beside {beside.pc1.shape[1]} directions that mean nothing, of each kind",
@@ -216,12 +225,13 @@ def traits(
     space = found.space(at, axis)
     trust = dict(zip(found.traits, found.reliability[:, found.layer_index(at)].tolist(), strict=True))
     title = f"{found.conditions.model}, layer {space.layer}: cosine of {len(ranking)} traits with the axis"
-    table = _table(title, ("Assistant-like", "cosine", "reliability", "role-play", "cosine", "reliability"))
+    table = _table(title, ("Assistant-like", "cosine", "halves", "role-play", "cosine", "halves"))
     many = min(12, len(ranking) // 2)
     for (a, x), (b, y) in zip(ranking[:many], ranking[::-1][:many], strict=True):
         table.add_row(a, f"{x:+.2f}", f"{trust[a]:.2f}", b, f"{y:+.2f}", f"{trust[b]:.2f}")
     along = abs(float(space.components[0] @ axis.at(at)))
-    _print(table, f"{space.dimensions()} components explain 70 % of the traits; |cos(axis, trait PC1)| = {along:.2f}.")
+    _print(table, "halves: cosine of the trait's vectors from two halves of its rollouts")
+    _print(f"{space.dimensions()} components explain 70 % of the traits; |cos(axis, trait PC1)| = {along:.2f}.")
     _wrote(save_figure(trait_histogram(found, axis, at), figure or out / "traits.png"))
 
 
