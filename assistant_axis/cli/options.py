@@ -73,6 +73,19 @@ def load_vectors(path: Path) -> PersonaVectors:
     return PersonaVectors.load(file_in(path, "vectors.safetensors"))
 
 
+def vectors_behind(path: Path) -> PersonaVectors | None:
+    """Persona vectors with single rollouts, where a path given for an axis leads to such; else `None`."""
+    from assistant_axis.errors import ArtefactMismatchError
+    from assistant_axis.geometry.vectors import PersonaVectors
+
+    path = path / "vectors.safetensors" if path.is_dir() else path
+    try:
+        found = PersonaVectors.load(path)
+    except (ArtefactMismatchError, FileNotFoundError):
+        return None
+    return found if found.samples is not None else None
+
+
 def load_axis(path: Path, method: str = "contrast") -> AssistantAxis:
     """An axis from its own file, from persona vectors, or from a run's folder (its vectors, else its axis).
 

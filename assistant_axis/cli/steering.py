@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption, load_axis, parse_layers, parse_window
+from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption, load_axis, parse_layers, parse_window, vectors_behind
 
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel
@@ -136,33 +136,51 @@ def cap_sweep(
         Path | None, typer.Option("--rollouts", "-r", help="Calibrate on these answers instead of the axis's own.")
     ] = None,
     max_cost: Annotated[float, typer.Option(help="Allowed rise of neutral perplexity.")] = 0.03,
+    max_incoherent: Annotated[float, typer.Option(help="Allowed rise of the share of incoherent answers.")] = 0.15,
+    controls: Annotated[int, typer.Option(help="Random directions measured beside the recommended setting.")] = 3,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder: sweep.jsonl (resumable), sweep.png.")] = None,
     force: ForceOption = False,
 ) -> None:
-    """Windows × percentiles: effect, cost, the Pareto front, and a recommended setting checked on held-out cases."""
+    """Windows × percentiles: effect, cost, the Pareto front, and a recommended setting checked on held-out cases.
+
+    Control directions stand beside it: random ones, and that of shuffled labels if --axis is a file of persona vectors.
+    """
     from assistant_axis.models.loading import load_model
     from assistant_axis.personas.rollouts import read_rollouts
-    from assistant_axis.steering.calibrate import calibrate
+    from assistant_axis.steering.calibrate import calibrate, control_directions
     from assistant_axis.steering.direction import Direction
     from assistant_axis.steering.sweep import sweep
 
     loaded = load_model(model)
     direction = Direction.of(load_axis(axis, method))
     direction.check(loaded, force=force)
-    if rollouts is not None:
-        direction = calibrate(direction, loaded, read_rollouts(rollouts), progress=True, force=force).calibrated()
+    said = read_rollouts(rollouts) if rollouts is not None else None
+    if said is not None:
+        direction = calibrate(direction, loaded, said, progress=True, force=force).calibrated()
+    vectors = vectors_behind(axis)
+    beside = []
+    if controls and (vectors is not None or said is not None):
+        beside = control_directions(direction, vectors=vectors, model=loaded, rollouts=said, randoms=controls)
     spans = [parse_window(w) for w in windows]
     log = None if out is None else out / "sweep.jsonl"
-    found = sweep(loaded, direction, spans, percentiles, max_cost=max_cost, out=log, progress=True)
+    found = sweep(
+        loaded,
+        direction,
+        spans,
+        percentiles,
+        controls=beside,
+        max_cost=max_cost,
+        max_incoherent=max_incoherent,
+        out=log,
+        progress=True,
+    )
     _print_table(f"Capping along the {direction.name}; search half", found.rows())
     if found.recommended is None or found.held_out is None:
-        print(f"No setting keeps the cost below {max_cost:.0%}.")
+        print(f"No setting keeps the cost below {max_cost:.0%} and incoherence within {max_incoherent:.0%}.")
     else:
-        plain, capped = found.held_out
-        print(
-            f"Recommended: {found.recommended.name}. Held out: adherence {plain.adherence:.3f} → {capped.adherence:.3f}, "
-            f"perplexity {plain.perplexity:.2f} → {capped.perplexity:.2f}"
-        )
+        _print_table(f"Held-out half, recommended: {found.recommended.name}", found.check_rows())
+        if not beside:
+            print("No controls: give --axis as persona vectors with single rollouts, or --rollouts.")
     if out is not None:
         found.plot().figure.savefig(out / "sweep.png", dpi=150)
 

@@ -275,9 +275,7 @@ class PersonaVectors:
         tensors, header = load_artefact(path, KIND)
         samples = None
         if "samples.activations" in tensors:
-            samples = Samples(
-                tensors["samples.activations"], tensors["samples.role"], tensors.get("samples.question")
-            )
+            samples = Samples(tensors["samples.activations"], tensors["samples.role"], tensors.get("samples.question"))
         return cls(
             roles=tuple(header["roles"]),
             layers=tuple(header["layers"]),

@@ -78,6 +78,11 @@ class BridgeLens:
 
     def generate(self, ids: Int[Tensor, "batch pos"], mask: Tensor, **kwargs: Any) -> Tensor:
         """HF's own generation loop on left-padded ids; hooks fire at prefill and at every step."""
+        if kwargs.get("do_sample"):
+            from assistant_axis.models.sampling import Sampler
+
+            sampler = Sampler(kwargs.pop("temperature"), kwargs.pop("top_p"), kwargs.pop("top_k"))
+            kwargs |= {"do_sample": False, "logits_processor": [sampler]}
         return self.module.generate(input_ids=ids, attention_mask=mask, **kwargs)
 
 

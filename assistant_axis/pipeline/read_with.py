@@ -13,8 +13,8 @@ from assistant_axis.errors import GeometryError, SettingError, TemplateError
 from assistant_axis.geometry.vectors import PersonaVectors, Samples
 from assistant_axis.models.hooked import HookedChatModel
 from assistant_axis.personas.library import DEFAULT
-from assistant_axis.pipeline.extract import SPREAD, number_questions
 from assistant_axis.personas.rollouts import Rollout, read_rollouts
+from assistant_axis.pipeline.extract import SPREAD, number_questions
 from assistant_axis.progress import track
 
 SPARED = 0.02

@@ -215,6 +215,40 @@ def shuffled_direction(vectors: PersonaVectors, seed: int = 0) -> Direction:
     return calibrate_on_samples(control, vectors)
 
 
+def control_directions(
+    axis: DirectionLike,
+    *,
+    vectors: PersonaVectors | None = None,
+    model: "HookedChatModel | None" = None,
+    rollouts: Sequence[Rollout] | None = None,
+    layers: Iterable[int | float] | int | float | None = None,
+    randoms: int = 3,
+) -> list[Direction]:
+    """Directions that should do nothing, calibrated as the axis was: random ones of equal length, and shuffled labels.
+
+    Args:
+        axis: the direction that they are to be compared with.
+        vectors: persona vectors with single rollouts: gives the shuffled-label direction, and calibrates all of them
+            unless rollouts are given.
+        model: reads `rollouts`.
+        rollouts: calibrates the controls on answers, as `calibrate` does.
+        layers: of that calibration; default: all that the axis holds.
+        randoms: how many random directions (seeds 0, 1, …).
+
+    Raises:
+        SettingError: neither vectors nor a model with rollouts: a floor at a percentile needs a calibration.
+    """
+    direction = Direction.of(axis)
+    found = [direction.random(seed) for seed in range(randoms)]
+    if vectors is not None:
+        found.append(shuffled_direction(vectors.select(layers=direction.layers)))
+    if rollouts is not None and model is not None:
+        return [calibrate(d, model, rollouts, layers=layers).calibrated() for d in found]
+    if vectors is None:
+        raise SettingError("Control directions need a calibration: give vectors, or model and rollouts.")
+    return [calibrate_on_samples(d, vectors) for d in found]
+
+
 def dose_table(
     axis: DirectionLike, layers: Sequence[int] | None = None, doses: Sequence[float] = (-0.5, -0.25, 0.25, 0.5)
 ) -> list[dict[str, float]]:

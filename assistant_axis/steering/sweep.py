@@ -67,6 +67,7 @@ class Sweep:
         outcomes: one a setting, search half.
         recommended: the setting chosen on the search half; `None` if none kept the cost.
         held_out: (unsteered, recommended) on the held-out half.
+        controls: control directions under the recommended setting, on the held-out half: (name, what it did).
         max_cost: the largest allowed rise of perplexity, as a fraction.
     """
 
@@ -74,6 +75,7 @@ class Sweep:
     outcomes: tuple[Outcome, ...]
     recommended: Outcome | None
     held_out: tuple[Outcome, Outcome] | None
+    controls: tuple[tuple[str, Outcome], ...]
     max_cost: float
 
     def cost(self, outcome: Outcome) -> float:
@@ -103,6 +105,28 @@ class Sweep:
         ax.set_ylabel("adherence to the role (nats per token)")
         ax.legend()
         return ax
+
+    def check_rows(self) -> list[dict[str, str]]:
+        """The recommended setting and the controls on the held-out half; empty if nothing is recommended."""
+        if self.held_out is None or self.recommended is None:
+            return []
+        plain, capped = self.held_out
+        drop = plain.adherence - capped.adherence
+        found = []
+        for name, o in (("unsteered", plain), (self.recommended.name, capped), *self.controls):
+            fall = plain.adherence - o.adherence
+            found.append(
+                {
+                    "direction": name,
+                    "adherence": f"{o.adherence:+.3f} [{o.interval[0]:+.2f}, {o.interval[1]:+.2f}]",
+                    "falls by": "" if o is plain else f"{fall:.3f} ({fall / plain.adherence:.0%})",
+                    "of the cap's fall": "" if o is plain else f"{fall / drop:.0%}",
+                    "perplexity": f"{o.perplexity:.2f} ({o.perplexity / plain.perplexity - 1:+.1%})",
+                    "incoherent": f"{o.incoherent:.0%}",
+                    "tokens changed": "" if o is plain else f"{o.mean_changed:.0%}",
+                }
+            )
+        return found
 
     def rows(self) -> list[dict[str, str]]:
         """The table, front and recommendation marked."""
@@ -168,6 +192,7 @@ def sweep(
     percentiles: Sequence[float | int],
     *,
     cases: Sequence[Case] | None = None,
+    controls: Sequence[Direction] = (),
     max_cost: float = 0.03,
     max_incoherent: float = 0.15,
     max_new_tokens: int = 48,
@@ -180,7 +205,7 @@ def sweep(
 
     Settings are compared on the even cases. Recommended is the lowest adherence among those whose neutral perplexity rises by
     less than `max_cost` and whose incoherent share rises by at most `max_incoherent`; it is then measured on the odd cases,
-    which had no part in the choice.
+    which had no part in the choice, beside the same setting along each control direction.
 
     Args:
         model: the model.
@@ -188,6 +213,7 @@ def sweep(
         windows: Python ranges of layers.
         percentiles: of the floors, Assistant-positive.
         cases: default: theatrical personas of the bundled library.
+        controls: directions that should do nothing, each with a calibration of its own: see `control_directions`.
         max_cost: allowed rise of perplexity, as a fraction.
         max_incoherent: allowed rise of the incoherent share of answers, as a fraction. A share of few answers is coarse:
             of 18, two are 0.11, which Fisher's exact test does not tell from none (p = 0.49).
@@ -215,17 +241,19 @@ def sweep(
     spans = [(w.start, w.stop) if isinstance(w, range) else (int(w[0]), int(w[1])) for w in windows]
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "neutral": neutral, "batch_size": batch_size}
 
-    def run(half: str, window: tuple[int, int] | None, percentile: float | None) -> Outcome:
-        key = f"{half} {window} {percentile}"
+    def run(
+        half: str, window: tuple[int, int] | None, percentile: float | None, control: Direction | None = None
+    ) -> Outcome:
+        key = f"{half} {window} {percentile}" + (f" {control.name}" if control is not None else "")
         if key not in log.done:
             cap = None
             if window is not None and percentile is not None:
-                cap = Cap.calibrated(direction, percentile, layers=range(*window))
+                cap = Cap.calibrated(control or direction, percentile, layers=range(*window))
             chosen = search if half == "search" else held
             log.add(key, measure(model, cap, chosen, window=window, percentile=percentile, **options))
         return log.done[key]
 
-    with track(len(spans) * len(percentiles) + 3, "Sweeping", show=progress) as advance:
+    with track(len(spans) * len(percentiles) + 3 + len(controls), "Sweeping", show=progress) as advance:
         baseline = run("search", None, None)
         advance(1)
         outcomes = []
@@ -240,11 +268,14 @@ def sweep(
             and o.incoherent <= baseline.incoherent + max_incoherent
         ]
         best = min(fit, key=lambda o: o.adherence, default=None)
-        checked = None
+        checked, beside = None, []
         if best is not None:
             checked = (run("held out", None, None), run("held out", best.window, best.percentile))
-        advance(2)
-    return Sweep(baseline, tuple(outcomes), best, checked, max_cost)
+            advance(2)
+            for control in controls:
+                beside.append((control.name, run("held out", best.window, best.percentile, control)))
+                advance(1)
+    return Sweep(baseline, tuple(outcomes), best, checked, tuple(beside), max_cost)
 
 
 class _Log:

@@ -206,3 +206,44 @@ def test_conversations_that_cannot_be_answered(tiny_model):
 
 def test_prompt_tokens_are_those_of_the_span_reader(tiny_model):
     assert generation.decode(tiny_model, tiny_model.chat.encode_prompt(ASKED[0]).ids).startswith("user\nWho are you?")
+
+
+def by_full_sort(scores, temperature, top_p, top_k):
+    """The distribution as the library's own warpers leave it."""
+    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+    out = TemperatureLogitsWarper(float(temperature))(None, scores)
+    out = TopKLogitsWarper(top_k)(None, out) if top_k else out
+    out = TopPLogitsWarper(top_p)(None, out) if top_p < 1 else out
+    return out.softmax(-1)
+
+
+@pytest.mark.parametrize(
+    ("spread", "temperature", "top_p", "top_k"),
+    [
+        (3.0, 0.7, 0.9, 0),
+        (0.1, 1.0, 0.95, 0),
+        (3.0, 1.3, 1.0, 7),
+        (2.0, 0.8, 0.6, 40),
+        (1.0, 1.0, 1.0, 0),
+    ],
+)
+def test_the_sampler_draws_from_the_distribution_of_a_full_sort(monkeypatch, spread, temperature, top_p, top_k):
+    from assistant_axis.models import sampling
+
+    torch.manual_seed(0)
+    scores = spread * torch.randn(4, 3000)
+    seen = []
+    pick = torch.multinomial
+    monkeypatch.setattr(sampling.torch, "multinomial", lambda p, n: seen.append(p) or pick(p, n))
+    sampler = sampling.Sampler(temperature, top_p, top_k)
+    expected = by_full_sort(scores, temperature, top_p, top_k)
+    for _ in range(5):
+        token = sampler.draw(scores)
+        assert bool((expected.gather(-1, token) > 0).all())
+    ours = seen[0] / seen[0].sum(-1, keepdim=True)
+    order = ours.sort(-1, descending=True).values
+    assert torch.allclose(order, expected.sort(-1, descending=True).values[:, : order.shape[1]], atol=1e-6)
+    assert int((ours > 0).sum()) == int((expected > 0).sum())
+    only = sampler(torch.zeros(4, 1), scores)
+    assert (only == 0).sum(-1).tolist() == [1] * 4
