@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CappingWindow:
-    """A published setting of activation capping.
+    """A known setting of activation capping: a published one, or one measured here.
 
     `percentile` is over Assistant-positive projections, so a floor at the 75th percentile touches about
     three quarters of the calibration answers. The released files call the same setting "p0.25".
@@ -44,7 +44,10 @@ PROFILES: dict[str, Profile] = {
         40, 80, "middle layer of the paper", CappingWindow(range(56, 72), 75.0, "Lu et al. 2026, section 5")
     ),
     "smollm2-135m-instruct": Profile(
-        19, 30, "chosen by |cos(axis, PC1)| and by the effect of steering; benchmarks/persona_space.py"
+        19,
+        30,
+        "chosen by |cos(axis, PC1)| and by the effect of steering; benchmarks/persona_space.py",
+        CappingWindow(range(16, 24), 70.0, "PC1, chosen on half of the cases; benchmarks/steering.py"),
     ),
     "gemma-3-270m": Profile(12, 18, "base model"),
 }

@@ -1,6 +1,7 @@
 """Files in and out: the published formula by hand, GGUF tensors, and a round trip of everything."""
 
 import math
+import warnings
 
 import pytest
 import torch
@@ -143,6 +144,28 @@ def test_gguf_as_the_gguf_package_reads_it(tiny, axis, tmp_path):
         with tiny.steered(intervention):
             results.append(tiny.forward(ids, logits=None).logits)
     assert torch.allclose(*results, atol=1e-5)
+
+
+def test_gguf_as_repeng_reads_it(tiny, axis, tmp_path, monkeypatch):
+    import numpy as np
+
+    monkeypatch.setattr(np, "float_", np.float64, raising=False)  # named in an annotation; gone from NumPy 2
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the import, not ours
+        extract = pytest.importorskip("repeng.extract")
+    add = Add(axis, -0.25, layers=[1, 3])
+    path = save_control_vector(tmp_path / "v.gguf", add, tiny)
+    theirs = extract.ControlVector.import_gguf(path)
+    assert theirs.model_type == "llama"
+    assert set(theirs.directions) == {1, 3}
+    for layer, vector in theirs.directions.items():
+        assert torch.equal(torch.tensor(vector.copy()), add.size(layer) * add.direction.unit[layer])
+    theirs.export_gguf(tmp_path / "theirs.gguf")
+    again = load_control_vector(tmp_path / "theirs.gguf")
+    assert again.layers == (1, 3)
+    for layer in again.layers:
+        ours = again.size(layer) * again.direction.unit[again.direction.index(layer)]
+        assert torch.allclose(ours, add.size(layer) * add.direction.unit[layer], atol=1e-6)
 
 
 def test_bad_control_vectors(tiny, axis, tmp_path):

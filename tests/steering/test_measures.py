@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,13 +15,16 @@ from assistant_axis.steering.adherence import (
     answer_cases,
     is_incoherent,
     log_likelihoods,
+    neutral_perplexity,
     persona_cases,
 )
-from assistant_axis.steering.calibrate import calibrate, dose_table
+from assistant_axis.steering.calibrate import calibrate, control_directions, dose_table
+from assistant_axis.steering.direction import Direction
+from assistant_axis.steering.doses import DoseResponse, dose_response
 from assistant_axis.steering.interventions import Add, Cap
 from assistant_axis.steering.readings import generate_traced, trace
 from assistant_axis.steering.replay import replay, user_turns
-from assistant_axis.steering.sweep import sweep
+from assistant_axis.steering.sweep import measure, sweep
 
 CHAT = [
     {"role": "user", "content": "hello"},
@@ -150,6 +154,48 @@ def test_replay(tiny, axis):
     with pytest.raises(ConversationError, match="no user turn"):
         replay(tiny, [{"role": "system", "content": "x"}], axis)
     assert user_turns(["a"]) == [{"role": "user", "content": "a"}]
+
+
+def test_sweep_measures_controls_on_the_held_out_half(tiny, axis, rollouts):
+    direction = calibrate(axis, tiny, rollouts, layers=[1, 2]).calibrated()
+    controls = control_directions(direction, model=tiny, rollouts=rollouts, randoms=2)
+    assert [c.name for c in controls] == ["random direction (seed 0)", "random direction (seed 1)"]
+    options = {"cases": CASES, "max_new_tokens": 4, "neutral": 1, "max_cost": math.inf, "max_incoherent": 1.0}
+    found = sweep(tiny, direction, [range(1, 3)], [60], controls=controls, **options)
+    cap = Cap.calibrated(controls[1], 60, layers=range(1, 3))
+    assert found.controls[1] == (
+        "random direction (seed 1)",
+        replace(measure(tiny, cap, CASES[1::2], max_new_tokens=4, neutral=1), window=(1, 3), percentile=60.0),
+    )
+    rows = found.check_rows()
+    assert [r["direction"] for r in rows] == ["unsteered", "layers 1–2, floor at 60 %", *(c.name for c in controls)]
+    assert rows[1]["of the cap's fall"] == "100%"
+    with pytest.raises(SettingError, match="need a calibration"):
+        control_directions(direction)
+
+
+def test_dose_response(tiny, axis):
+    options = {"layer": 2, "cases": CASES, "max_new_tokens": 4, "neutral": 1}
+    control = Direction.of(axis).random(0)
+    found = dose_response(tiny, axis, [0.5, 0.0, -0.5], controls=[control], **options)
+    assert found.directions == ("Assistant Axis", "random direction (seed 0)")
+    assert [d.coef for d in found.along()] == [-0.5, 0.0, 0.5]
+    still = adherence(tiny, CASES, answer_cases(tiny, CASES, max_new_tokens=4))
+    assert [d.adherence for d in found.doses if d.coef == 0] == [pytest.approx(still.mean)] * 2
+    add = Add(axis, -0.5, layers=2)
+    away = adherence(tiny, CASES, answer_cases(tiny, CASES, add, max_new_tokens=4))
+    assert found.along()[0].adherence == pytest.approx(away.mean)
+    assert found.along()[0].perplexity == pytest.approx(neutral_perplexity(tiny, add, count=1))
+    falls = [replace(d, adherence=-d.coef, incoherent=0.0) for d in found.doses]
+    assert DoseResponse(2, tuple(falls)).monotone()
+    falls[0] = replace(falls[0], adherence=9.0)
+    assert not DoseResponse(2, tuple(falls)).monotone()
+    falls[0] = replace(falls[0], incoherent=0.9)
+    assert DoseResponse(2, tuple(falls)).monotone()
+    assert len(found.rows()) == 6
+    assert found.plot()[1].get_xlabel().startswith("dose at layer 2")
+    with pytest.raises(SettingError, match="two different doses"):
+        dose_response(tiny, axis, [0.1], **options)
 
 
 def test_sweep_resumes(tiny, axis, tmp_path):
