@@ -391,7 +391,7 @@ def _table(trace: Any, title: str) -> Any:
     from rich.markup import escape
     from rich.table import Table
 
-    from assistant_axis.drift.trajectory import shown_rank
+    from assistant_axis.drift.trajectory import shown
 
     table = Table("turn", "role", "raw", "centred", "percentile", "tokens", title=escape(title))
     for row in trace.rows():
@@ -401,7 +401,7 @@ def _table(trace: Any, title: str) -> Any:
                 row["role"],
                 f"{row['raw']:+.2f}" + (f" ± {row['stderr']:.2f}" if row["n_tokens"] > 1 else ""),
                 f"{row['centered']:+.2f}",
-                shown_rank(row["percentile"]),
+                shown(row["percentile"]),
                 str(row["n_tokens"]),
             )
     return table

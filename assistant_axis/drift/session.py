@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from assistant_axis.activations.store import atomic
 from assistant_axis.drift.monitor import DriftMonitor, MonitoredTurn, TokenReading
-from assistant_axis.drift.trajectory import is_calibrated, shown_rank
+from assistant_axis.drift.trajectory import is_calibrated, shown
 from assistant_axis.errors import AssistantAxisError, SettingError
 from assistant_axis.geometry.axis import AssistantAxis
 from assistant_axis.models.generation import decode
@@ -251,8 +251,7 @@ class ChatSession:
         path = Path(_path(rest) if rest else "drift.png").expanduser()
         save_figure(drift_trace(self.projections, band=band, floor=floor, conditions=said), path)
         lines = [
-            f"answer {n}: {raw:+.2f} raw, {raw - center:+.2f} centred, "
-            f"percentile {shown_rank(self.monitor.percentile(raw))}"
+            f"answer {n}: {raw:+.2f} raw, {raw - center:+.2f} centred, percentile {shown(self.monitor.percentile(raw))}"
             for n, raw in enumerate(self.projections, start=1)
         ]
         return Reply("\n".join([*lines, f"Written to {path}."]))

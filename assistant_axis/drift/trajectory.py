@@ -148,8 +148,8 @@ class Trajectory:
         for n, t in enumerate(self.turns):
             raw = float(t.mean[0])
             lines.append(
-                f"{n:>4}  {t.role:<9}{raw:>8.2f}{float(t.stderr[0]):>9.2f}{raw - float(self.center[0]):>10.2f}"
-                f"{shown_rank(float(t.percentile[0]), 1):>12}{t.n_tokens:>8}"
+                f"{n:>4}  {t.role:<9}{raw:>8.2f}{shown(float(t.stderr[0]), 2):>9}{raw - float(self.center[0]):>10.2f}"
+                f"{shown(float(t.percentile[0]), 1):>12}{t.n_tokens:>8}"
             )
         return "\n".join(lines + [f"note: {w}" for w in self.warnings])
 
@@ -448,9 +448,9 @@ def calibrated_rank(axis: AssistantAxis, projection: float, layer: int, span: st
     return axis.rank(projection, layer) if is_calibrated(axis, span) else math.nan
 
 
-def shown_rank(percentile: float, digits: int = 0) -> str:
-    """A percentile for a table; a dash where there is none."""
-    return f"{percentile:.{digits}f}" if math.isfinite(percentile) else "–"
+def shown(value: float, digits: int = 0) -> str:
+    """A number for a table; a dash where there is none."""
+    return f"{value:.{digits}f}" if math.isfinite(value) else "–"
 
 
 def about_calibration(axis: AssistantAxis, span: str) -> tuple[str, ...]:

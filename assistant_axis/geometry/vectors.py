@@ -28,7 +28,7 @@ class Samples:
     Attributes:
         activations: half precision, `[sample, layer, d_model]`.
         role: index of each sample's role, -1 for the default.
-        question: number of each sample's question, in the order in which the run asked them; `None` if not recorded.
+        question: number of each sample's question, in the order of their ids; `None` if not recorded.
     """
 
     activations: Float16[Tensor, "sample layer d_model"]

@@ -124,9 +124,10 @@ def extract_persona_vectors(
 
 
 def number_questions(ids: Iterable[int]) -> list[int]:
-    """Question ids as numbers in the order in which they first come."""
-    seen: dict[int, int] = {}
-    return [seen.setdefault(k, len(seen)) for k in ids]
+    """Question ids as numbers from 0, in the order of the ids: the same whichever rollout is missing or comes first."""
+    asked = list(ids)
+    place = {k: n for n, k in enumerate(sorted(set(asked)))}
+    return [place[k] for k in asked]
 
 
 def display_name(name: str) -> str:
@@ -145,7 +146,7 @@ class _Part:
     norms: Tensor  # [layer], summed over rollouts
     samples: Tensor  # [sample, layer, d_model], half precision
     sample_roles: Tensor  # [sample], index into roles
-    sample_questions: Tensor  # [sample], in the order of asking
+    sample_questions: Tensor  # [sample]
     rollouts: tuple[Rollout, ...] = ()
 
 
