@@ -1,8 +1,10 @@
-"""Figures for drift on the embedded model: exactness of turns and of the monitor, domains, prediction.
+"""Figures for drift on the embedded model: exactness of turns and of the monitor, domains, prediction, behaviour.
 
 python benchmarks/drift.py exact --axis runs/own/vectors.safetensors
 python benchmarks/drift.py simulate --axis runs/own/vectors.safetensors --out runs/drift
 python benchmarks/drift.py predict --out runs/drift
+python benchmarks/drift.py timing
+python benchmarks/drift.py behaviour --axis runs/own/vectors.safetensors --out runs/behaviour
 python benchmarks/drift.py transcripts --axis runs/own/vectors.safetensors --files 'transcripts/**/*.json*'
 """
 
@@ -81,7 +83,7 @@ def simulate(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def predict(args: argparse.Namespace) -> dict[str, Any]:
-    """Ridge figures, and the time for 15,000 embedded messages."""
+    """Ridge figures and clusters of a simulation."""
     from assistant_axis.drift.clusters import assign, rank_clusters
     from assistant_axis.drift.embed import Embedder
     from assistant_axis.drift.predict import Exchanges, evaluate
@@ -92,19 +94,60 @@ def predict(args: argparse.Namespace) -> dict[str, Any]:
     out: dict[str, Any] = {t: asdict(evaluate(exchanges, rows, t)) for t in ("next", "change")}
     ranked = rank_clusters(exchanges, rows, assign(rows, k=12))
     out["clusters"] = [(c.kind, round(c.next, 2), c.n, c.keywords[:5]) for c in (*ranked[:3], *ranked[-3:])]
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(15_000, 384))
-    x /= np.linalg.norm(x, axis=1, keepdims=True)
-    many = Exchanges(
-        ("m",) * 15_000, tuple(k // 10 for k in range(15_000)), ("",) * 15_000, x[:, 0], np.full(15_000, np.nan)
-    )
-    began = time.perf_counter()
-    evaluate(many, x)
-    out["seconds for 15,000 messages, ridge with 99 permutations"] = time.perf_counter() - began
-    began = time.perf_counter()
-    assign(x, k=20)
-    out["seconds for 15,000 messages, k-means"] = time.perf_counter() - began
     return out
+
+
+def timing(args: argparse.Namespace) -> dict[str, Any]:
+    """Everything `drift predict` does after embedding, for 15,000 made messages of 1,500 conversations."""
+    from assistant_axis.drift.clusters import assign, map_messages, rank_clusters
+    from assistant_axis.drift.predict import DriftPredictor, Exchanges, evaluate
+
+    n, turns = 15_000, 10
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(n, 384)) + np.repeat(rng.normal(size=(n // turns, 384)), turns, axis=0)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    y = 20 * x[:, 0] + rng.normal(size=n)
+    change = y - np.roll(y, 1)
+    change[::turns] = np.nan
+    words = tuple(f"message about topic{k % 97} and word{k % 1009}" for k in range(n))
+    many = Exchanges(words, tuple(k // turns for k in range(n)), ("",) * n, y, change)
+    out: dict[str, Any] = {}
+
+    def clock(what: str, call: Any) -> Any:
+        began = time.perf_counter()
+        found = call()
+        out[what] = round(time.perf_counter() - began, 1)
+        print(what, out[what], file=sys.stderr, flush=True)
+        return found
+
+    clock("ridge, next: in sample, grouped, 99 permutations, control", lambda: evaluate(many, x))
+    clock("ridge, change", lambda: evaluate(many, x, "change"))
+    labels = clock("k-means, 20 clusters", lambda: assign(x, k=20))
+    clock("ranking and keywords", lambda: rank_clusters(many, x, labels))
+    clock("HDBSCAN", lambda: assign(x, "hdbscan"))
+    clock("map", lambda: map_messages(x))
+    clock("predictor", lambda: DriftPredictor.fit(many, x))
+    return {"seconds": out, "all": round(sum(out.values()), 1)}
+
+
+def behaviour(args: argparse.Namespace) -> dict[str, Any]:
+    """First-turn projection and role adherence of the second answer, beside random directions."""
+    from assistant_axis.drift import behaviour as b
+    from assistant_axis.drift.simulate import simulate as hold
+
+    model, axis = load(args.axis)
+    scenarios = b.role_scenarios(roles=args.roles, per_role=2)
+    held = hold(model, axis, scenarios, turns=2, max_new_tokens=args.tokens, out=args.out)
+    outcomes = b.adherence_outcomes(model, held)
+    found = b.relate(outcomes)
+    chance = np.abs(b.random_relations(model, held, outcomes))
+    return asdict(found) | {
+        "layer": held.layer,
+        "|r| of 200 random directions: median, 95 %": [float(v) for v in np.quantile(chance, [0.5, 0.95])],
+        "share of random directions as large": float((chance >= abs(found.pearson)).mean()),
+        "incoherent second answers": sum(o.incoherent for o in outcomes) / len(outcomes),
+        "mean adherence": sum(o.outcome for o in outcomes) / len(outcomes),
+    }
 
 
 def transcripts(args: argparse.Namespace) -> dict[str, Any]:
@@ -143,17 +186,29 @@ def transcripts(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+KINDS = {
+    "exact": exact,
+    "simulate": simulate,
+    "predict": predict,
+    "timing": timing,
+    "behaviour": behaviour,
+    "transcripts": transcripts,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=["exact", "simulate", "predict", "transcripts"])
+    parser.add_argument("what", choices=list(KINDS))
     parser.add_argument("--axis")
     parser.add_argument("--out", default="runs/drift")
     parser.add_argument("--per-domain", type=int, default=25)
     parser.add_argument("--files", default="")
     parser.add_argument("--limit", type=int, help="conversations a file")
+    parser.add_argument("--roles", type=int, default=60)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--window", type=int, help="longest pass in tokens; default: the model's context")
     args = parser.parse_args()
-    found = {"exact": exact, "simulate": simulate, "predict": predict, "transcripts": transcripts}[args.what](args)
+    found = KINDS[args.what](args)
     print(json.dumps(found, indent=1, ensure_ascii=False))
 
 

@@ -1,18 +1,22 @@
 """The monitor against the trajectory of the same tokens, thresholds, and the chat session."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from assistant_axis.activations.capture import capture_means
 from assistant_axis.activations.spans import read_answer
+from assistant_axis.drift.embed import Embedder
 from assistant_axis.drift.monitor import Crossing, DriftMonitor, TokenReading
+from assistant_axis.drift.predict import DriftPredictor
 from assistant_axis.drift.session import ChatSession
 from assistant_axis.drift.transcripts import read_transcript
-from assistant_axis.errors import SettingError
+from assistant_axis.errors import ArtefactMismatchError, SettingError
 
 ASK = [[{"role": "user", "content": f"question {k} " * (k + 1)}] for k in range(5)]
 
@@ -69,6 +73,48 @@ def test_before_and_after_a_cap(tiny_model: Any, tiny_axis: Any) -> None:
             monitor.generate(ASK[0], max_new_tokens=5)
         values[reading] = monitor.turns[0].tokens
     torch.testing.assert_close(values["post"], values["pre"] + 3.0, rtol=1e-4, atol=1e-4)
+
+
+def test_an_axis_of_another_model_is_refused(tiny_model: Any, tiny_axis: Any) -> None:
+    other = replace(tiny_axis, conditions=replace(tiny_axis.conditions, fingerprint="another"))
+    with pytest.raises(ArtefactMismatchError, match="another"):
+        DriftMonitor(tiny_model, other)
+    assert DriftMonitor(tiny_model, other, force=True).layer == tiny_model.profile.layer
+
+
+def test_the_meter_does_without_percentiles_of_another_span(tiny_model: Any, tiny_axis: Any, axis_of: Any) -> None:
+    own = ChatSession(tiny_model, tiny_axis, 1)
+    assert not own.monitor.notes
+    assert "percentile 100" in own.meter(99.0)
+    assert own.meter(99.0).startswith("█" * 24)
+    session = ChatSession(tiny_model, axis_of(tiny_model, span="header"), 1)
+    assert "'header'" in session.monitor.notes[0]
+    assert session.monitor.percentile(0.0) != session.monitor.percentile(0.0)
+    assert "percentile" not in session.meter(1.0)
+    session.projections = [1.0]
+    length = float(session.axis.norms[1])
+    assert session.meter(1.0).startswith("█" * 12 + "░")
+    assert session.meter(1.0 + length).startswith("█" * 24)
+    assert "-3.0 from the first answer" in session.meter(-2.0)
+
+
+def test_a_predictor_speaks_before_the_answer(tiny_model: Any, tiny_axis: Any) -> None:
+    class Sums:
+        def encode(self, messages: list[str], **_options: Any) -> np.ndarray:
+            return np.array([[1.0, float("dark" in m)] for m in messages])
+
+    predictor = DriftPredictor(
+        weights=torch.tensor([0.0, -10.0]),
+        intercept=5.0,
+        target="next",
+        quantiles=torch.linspace(-4, 6, 101),
+        embedder="sums",
+        conditions={},
+    )
+    session = ChatSession(tiny_model, tiny_axis, 1, predictor=predictor, embedder=Embedder("sums", model=Sums()))
+    assert "likely to pull the model away" in session.foresee("a dark night")
+    assert "pull" not in session.foresee("a bug in my code")
+    assert ChatSession(tiny_model, tiny_axis, 1).foresee("x") == ""
 
 
 def test_wrong_settings(tiny_model: Any, tiny_axis: Any) -> None:

@@ -1,5 +1,6 @@
 """Ridge against scikit-learn, honest folds, controls, the predictor's file, clusters."""
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from sklearn.linear_model import Ridge
 
 from assistant_axis.drift.clusters import assign, map_messages, rank_clusters
 from assistant_axis.drift.embed import Embedder
-from assistant_axis.drift.predict import DriftPredictor, Exchanges, _Ridge, evaluate
+from assistant_axis.drift.predict import DriftPredictor, Exchanges, _permute, _Ridge, evaluate
 from assistant_axis.drift.simulate import SimulatedTurn, Simulation
 from assistant_axis.errors import ArtefactMismatchError, ConversationError, IntegrityError, SettingError
 from assistant_axis.plots.drift import domain_traces, message_map
@@ -72,6 +73,31 @@ def test_conversations_stay_whole() -> None:
     exchanges = Exchanges(("m",) * 120, tuple(groups.tolist()), ("",) * 120, y, nothing)
     report = evaluate(exchanges, x, permutations=0)
     assert report.grouped < 0.3
+
+
+def test_permutations_keep_conversations_together() -> None:
+    groups = np.array([2, 0, 0, 1, 2, 1, 2, 0])
+    y = groups * 10.0 + np.arange(8)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        dealt = _permute(y, groups, rng)
+        assert sorted(dealt) == sorted(y)
+        order = np.concatenate([np.flatnonzero(groups == g) for g in range(3)])
+        source = (dealt[order] // 10).astype(int).tolist()
+        assert sum(a != b for a, b in itertools.pairwise(source)) == 2, "each conversation's values stay neighbours"
+
+
+def test_likeness_within_conversations_is_no_finding() -> None:
+    """Messages and answers that both belong to their conversation, and have nothing to do with each other."""
+    low = 0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(12), 10)
+        x = np.repeat(rng.normal(size=(12, 3)), 10, axis=0) + 0.1 * rng.normal(size=(120, 3))
+        y = np.repeat(rng.normal(size=12), 10) + 0.1 * rng.normal(size=120)
+        exchanges = Exchanges(("m",) * 120, tuple(groups.tolist()), ("",) * 120, y, np.full(120, np.nan))
+        low += evaluate(exchanges, x, permutations=19).p <= 0.05
+    assert low <= 4
 
 
 def test_too_few_conversations_are_refused() -> None:

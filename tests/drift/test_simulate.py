@@ -12,7 +12,7 @@ from scipy import stats
 from assistant_axis.drift import simulate as module
 from assistant_axis.drift.simulate import SimulatedTurn, Simulation, simulate
 from assistant_axis.drift.summary import contrast, per_turn, slopes
-from assistant_axis.drift.users import APIUser, ModelUser, exchanged, played_scenarios, scripted_scenarios
+from assistant_axis.drift.users import APIUser, ModelUser, Scenario, exchanged, played_scenarios, scripted_scenarios
 from assistant_axis.errors import ArtefactMismatchError, FetchError, IntegrityError, SettingError
 
 
@@ -84,6 +84,29 @@ def test_an_interrupted_run_goes_on(
     assert calls["n"] == 10**6, "a finished run is read, not made again"
     with pytest.raises(ArtefactMismatchError, match="other settings"):
         hold(tiny_model, tiny_axis, scenarios, out=tmp_path, turns=2)
+
+
+def test_a_conversation_that_outgrows_the_context_ends_there(tiny_model: Any, tiny_axis: Any) -> None:
+    long = "word " * (tiny_model.max_length // 2)
+    scenarios = [
+        Scenario("long", "coding", "p", "", "", (long, long, long)),
+        Scenario("short", "coding", "p", "", "", ("a", "b", "c")),
+    ]
+    held = hold(tiny_model, tiny_axis, scenarios)
+    turns = {name: sum(t.conversation == name for t in held.turns) for name in ("long", "short")}
+    assert turns["long"] < 3
+    assert turns["long"] <= turns["short"]
+
+
+def test_files_without_a_system_column_are_read(
+    tiny_model: Any, tiny_axis: Any, scenarios: Any, tmp_path: Path
+) -> None:
+    import pyarrow.parquet as pq
+
+    held = hold(tiny_model, tiny_axis, scenarios, turns=1)
+    path = held.save(tmp_path / "x.parquet")
+    pq.write_table(pq.read_table(path).drop_columns(["system"]), path)
+    assert [(t.answer, t.system) for t in Simulation.load(path).turns] == [(t.answer, "") for t in held.turns]
 
 
 def test_a_model_plays_the_user(tiny_model: Any, tiny_axis: Any, scenarios: Any) -> None:

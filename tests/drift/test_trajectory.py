@@ -91,14 +91,41 @@ def test_readings_before_and_after_an_intervention(tiny_model: Any, tiny_axis: A
     torch.testing.assert_close(after, plain + 2.0, rtol=1e-4, atol=1e-4)
 
 
-def test_an_axis_of_another_span_or_without_calibration_is_said(
+def test_percentiles_of_another_kind_of_token_are_left_out(
     axis_of: Any, tiny_model: Any, tiny_axis: Any, talk: Any
 ) -> None:
-    assert "header" in trajectory(tiny_model, axis_of(tiny_model, span="header"), talk).warnings[0]
-    bare = replace(tiny_axis, calibration="none", quantiles=torch.full_like(tiny_axis.quantiles, math.nan))
-    found = trajectory(tiny_model, bare, talk)
-    assert math.isnan(float(found.percentiles()[0]))
-    assert "no calibration" in str(found)
+    own = trajectory(tiny_model, tiny_axis, talk, users=True)
+    assert not own.warnings
+    assert own.percentiles().isfinite().all()
+    assert own.percentiles(role="user").isnan().all(), "calibration is over answers"
+    assert own.default_band.isfinite().all()
+    header = axis_of(tiny_model, span="header")
+    for axis, span, said in (
+        (header, "response", "measured on 'header' tokens and these are 'response'"),
+        (tiny_axis, "header", "measured on 'response' tokens and these are 'header'"),
+        (replace(tiny_axis, calibration="none"), "response", "no calibration"),
+    ):
+        found = trajectory(tiny_model, axis, talk, span=span)
+        assert found.percentiles().isnan().all()
+        assert found.default_band.isnan().all()
+        assert said in str(found)
+        assert "nan" not in str(found)
+        assert " –" in str(found)
+    read = trajectory(tiny_model, header, talk, span="header")
+    assert read.percentiles().isfinite().all()
+    assert not read.warnings
+
+
+def test_a_conversation_beyond_the_context_is_read_in_windows_by_default(tiny_model: Any, tiny_axis: Any) -> None:
+    """No window is asked for: the model's own context is the limit, and it is said."""
+    limit = tiny_model.max_length
+    talk = [{"role": "system", "content": "Be brief."}]
+    while len(tiny_model.chat.encode(talk).ids) <= limit + 40 if len(talk) > 1 else True:
+        talk += [{"role": "user", "content": "what " * 40}, {"role": "assistant", "content": "word " * 60}]
+    found = trajectory(tiny_model, tiny_axis, talk, 1)
+    assert f"more than the window of {limit}" in found.warnings[0]
+    assert len(found) == (len(talk) - 1) // 2
+    assert found.means().isfinite().all()
 
 
 def test_wrong_input_is_refused_by_name(tiny_model: Any, tiny_axis: Any, talk: Any) -> None:
@@ -106,6 +133,11 @@ def test_wrong_input_is_refused_by_name(tiny_model: Any, tiny_axis: Any, talk: A
         trajectory(tiny_model, tiny_axis, talk[:2])
     with pytest.raises(ConversationError, match="empty"):
         trajectory(tiny_model, tiny_axis, [{"role": "user", "content": " "}])
+    for content in (3, None, ["x"]):
+        with pytest.raises(ConversationError):
+            trajectory(tiny_model, tiny_axis, [{"role": "user", "content": content}, talk[2]])
+    with pytest.raises(ConversationError):
+        trajectory(tiny_model, tiny_axis, [])
     with pytest.raises(ConversationError, match="unknown role"):
         trajectory(tiny_model, tiny_axis, [{"role": "narrator", "content": "x"}])
     with pytest.raises(LayerError):

@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,19 @@ def test_json_lines_are_streamed() -> None:
 
     found = read_transcripts(io.BufferedReader(Endless()))
     assert [next(found).name.split(":")[-1] for _ in range(500)][-1] == "500"
+
+
+def test_a_long_file_takes_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "many.jsonl"
+    long = [TALK[0], {"role": "assistant", "content": "word " * 4_000}]
+    with path.open("w") as stream:
+        stream.writelines(json.dumps({"messages": long}) + "\n" for _ in range(400))
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in read_transcripts(path)) == 400
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000 < path.stat().st_size / 5
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_published_transcripts(reference: Path) -> None:
