@@ -205,7 +205,13 @@ def predict(
     rows = encoder.embed(exchanges.messages)
     table = Table("target", "messages", "R² in-sample", "R² whole conversations", "p", "R² shuffled", title="Ridge")
     for target in ("next", "change"):
-        r = evaluate(exchanges, rows, target, permutations=permutations, seed=seed)
+        try:
+            r = evaluate(exchanges, rows, target, permutations=permutations, seed=seed)
+        except SettingError as e:
+            if target == "next":
+                raise
+            console.print(f"note: {e}", style="dim", markup=False)  # short conversations: few changes, or none
+            continue
         table.add_row(target, str(r.n), f"{r.in_sample:.3f}", f"{r.grouped:.3f}", f"{r.p:.3g}", f"{r.shuffled:.3f}")
     console.print(table)
     labels = assign(rows, "hdbscan" if method == "hdbscan" else "kmeans", k=clusters, seed=seed)

@@ -23,6 +23,7 @@ from assistant_axis.errors import SettingError
 KIND = "drift predictor"
 ALPHAS = tuple(float(a) for a in np.logspace(-3, 3, 13))
 Target = Literal["next", "change"]
+FEWEST_MESSAGES = 10
 
 
 @dataclass(frozen=True)
@@ -117,19 +118,25 @@ def evaluate(
         seed: of permutations and shuffling.
 
     Raises:
-        SettingError: fewer conversations than folds, a constant target, or embeddings of another length.
+        SettingError: fewer conversations than folds, fewer than ten messages with that target, a constant target, or
+            embeddings of another length.
     """
     y, index = exchanges.target(target)
     if len(embeddings) != len(exchanges):
         raise SettingError(f"There are {len(exchanges)} messages but {len(embeddings)} embeddings.")
     groups = np.array(exchanges.conversations)[index]
-    if len(np.unique(groups)) < folds or folds < 2:
+    if folds < 2:
+        raise SettingError(f"folds={folds}: at least 2 are needed.")
+    if len(np.unique(groups)) < folds:
         raise SettingError(
-            f"Grouped folds keep conversations whole: {folds} folds need at least {max(folds, 2)} conversations, and "
+            f"Grouped folds keep conversations whole: {folds} folds need at least {folds} conversations, and "
             f"there are {len(np.unique(groups))}. Simulate more, or use fewer folds (at least 2)."
         )
-    if len(y) < 10 or y.std() == 0:
-        raise SettingError(f"Nothing can be predicted: {len(y)} messages, standard deviation {y.std():.3g}.")
+    if len(y) < FEWEST_MESSAGES or y.std() == 0:
+        raise SettingError(
+            f"The {target} projection cannot be predicted: {len(y)} messages have one, with standard deviation "
+            f"{y.std() if len(y) else 0:.3g}; at least {FEWEST_MESSAGES} that differ are needed."
+        )
     x = np.asarray(embeddings, dtype=np.float64)[index]
     rng = np.random.default_rng(seed)
     whole = _Ridge(x)

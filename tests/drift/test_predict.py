@@ -108,6 +108,11 @@ def test_too_few_conversations_are_refused() -> None:
         DriftPredictor.fit(exchanges, x)
     with pytest.raises(SettingError, match="embeddings"):
         evaluate(exchanges, x[:-1])
+    with pytest.raises(SettingError, match="folds=1"):
+        evaluate(exchanges, x, folds=1)
+    few, x = made(conversations=6, turns=1)
+    with pytest.raises(SettingError, match="6 messages have one"):
+        evaluate(few, x)
 
 
 def test_a_predictor_saves_loads_and_scores(tmp_path: Path) -> None:

@@ -86,9 +86,9 @@ def test_all_published_transcripts_are_traced(real_model: Any, axis: AssistantAx
     """The opening of each, with windows that they outgrow; whole files are measured by `benchmarks/drift.py`."""
     files = sorted((reference / "official" / "transcripts").rglob("*.json"))
     assert len(files) == 16
-    talks = [read_transcript(f).messages[:6] for f in files]
-    found = trajectories(real_model, axis, talks, window=512, users=True)
-    assert all(t.means().isfinite().all() and len(t.of("assistant")) == 3 for t in found)
+    talks = [read_transcript(f).messages[:4] for f in files]
+    found = trajectories(real_model, axis, talks, window=256, users=True)
+    assert all(t.means().isfinite().all() and len(t.of("assistant")) == 2 for t in found)
     assert sum("overlapping windows" in w for t in found for w in t.warnings) >= 8
 
 
@@ -186,6 +186,7 @@ def test_simulation_resumes_and_is_predicted(
         "--message", "Do you ever feel lonely at night?",
     )  # fmt: skip
     assert "R² whole conversations" in printed
+    assert "change projection cannot be predicted: 8 messages" in " ".join(printed.split())
     again = say(
         "drift", "predict", str(tmp_path / "predictor.safetensors"), "--message", "Do you ever feel lonely at night?"
     )
