@@ -9,6 +9,7 @@ from torch import Tensor
 
 from assistant_axis.errors import ArtefactMismatchError, GeometryError, SettingError
 from assistant_axis.geometry.controls import Array
+from assistant_axis.geometry.questions import QuestionEffects
 from assistant_axis.geometry.vectors import PersonaVectors, Samples
 
 
@@ -72,7 +73,7 @@ def stability(vectors: PersonaVectors, *, splits: int = 20, resamples: int = 100
 
     A split sends every role's rollouts to two disjoint halves, the same questions for all roles, and the default's
     alike; each half gives an axis. A bootstrap resample draws roles, and rollouts within each role and the default,
-    with replacement.
+    with replacement. Of a run with `spread=True`, each half and each resample takes out its own question effects.
 
     Args:
         vectors: with `samples`: single rollouts.
@@ -88,8 +89,9 @@ def stability(vectors: PersonaVectors, *, splits: int = 20, resamples: int = 100
     samples = _samples(vectors)
     groups = _groups(samples, len(vectors.roles))
     rng = np.random.default_rng(seed)
-    rows = [row for _ in range(splits) for row in _split_weights(groups, len(samples.role), rng)]
-    rows += [_bootstrap_weights(groups, len(samples.role), rng) for _ in range(resamples)]
+    asked = _asked(vectors, samples)
+    rows = [row for _ in range(splits) for row in _split_weights(groups, asked, rng)]
+    rows += [_bootstrap_weights(groups, asked, rng) for _ in range(resamples)]
     weights = torch.from_numpy(np.stack(rows)).float()
     whole = vectors.default - vectors.role_mean
     halves, drawn = [], []
@@ -149,13 +151,13 @@ def stability_curve(
     chosen = sizes or _doubling(most)
     if not chosen or min(chosen) < 1 or max(chosen) > most:
         raise SettingError(f"sizes={chosen}: between 1 and {most} {over} (half of what there is) can be compared.")
-    x = samples.activations[:, k].float()
+    x, asked = samples.activations[:, k].float(), _asked(vectors, samples)
     rng = np.random.default_rng(seed)
     found = []
     for size in chosen:
         rows = []
         for _ in range(draws):
-            rows += _disjoint_weights(usable, groups[-1], len(samples.role), size, over, most, rng)
+            rows += _disjoint_weights(usable, groups[-1], asked, size, over, most, rng)
         axes = torch.from_numpy(np.stack(rows)).float() @ x
         found.append(torch.cosine_similarity(axes[::2], axes[1::2], dim=-1).numpy().astype(np.float64))
     table = np.stack(found)
@@ -173,7 +175,8 @@ def split_half(vectors: PersonaVectors, *, seed: int = 0) -> tuple[PersonaVector
     """Two sets of persona vectors from disjoint halves of the rollouts.
 
     The same seed splits two runs over the same transcripts in the same way, so that the first half of one and the
-    second half of the other share no rollout. Roles with a single rollout are left out.
+    second half of the other share no rollout. Roles with a single rollout are left out; of a run with `spread=True`,
+    each half takes out its own question effects.
 
     Raises:
         GeometryError: no single rollouts are kept, or fewer than two for the default or for all roles.
@@ -184,22 +187,28 @@ def split_half(vectors: PersonaVectors, *, seed: int = 0) -> tuple[PersonaVector
     keep = [i for i, g in enumerate(groups[:-1]) if len(g) >= 2]
     if not keep:
         raise GeometryError("No role has two single rollouts: there is nothing to split.")
-    sides = [[_side(groups[i], coins, half) for i in (*keep, -1)] for half in (0, 1)]
     made = []
-    for rows in sides:
+    for half in (0, 1):
+        rows = [_side(groups[i], coins, half) for i in (*keep, -1)]
+        chosen = torch.from_numpy(np.concatenate(rows))
+        counts = torch.tensor([len(r) for r in rows])
+        whose = torch.arange(len(rows)).repeat_interleave(counts)
         means = torch.stack([_mean(samples.activations, r) for r in rows])
-        made.append(
-            replace(
-                vectors,
-                roles=tuple(vectors.roles[i] for i in keep),
-                vectors=means[:-1],
-                default=means[-1],
-                default_conditions=means[-1:],
-                counts=torch.tensor([len(r) for r in rows[:-1]]),
-                default_count=len(rows[-1]),
-                samples=None,
-            )
+        part = replace(
+            vectors,
+            roles=tuple(vectors.roles[i] for i in keep),
+            vectors=means[:-1],
+            default=means[-1],
+            default_conditions=means[-1:],
+            counts=counts[:-1],
+            default_count=int(counts[-1]),
+            samples=Samples(
+                samples.activations[chosen],
+                torch.where(whose == len(keep), -1, whose),
+                None if samples.question is None else samples.question[chosen],
+            ),
         )
+        made.append(replace(part.adjust_questions() if vectors.spread else part, samples=None))
     return made[0], made[1]
 
 
@@ -231,7 +240,19 @@ def _samples(vectors: PersonaVectors) -> Samples:
             "These persona vectors keep no single rollouts, so nothing can be resampled. Extract with keep_samples > 0, "
             "and save with samples=True."
         )
+    if not vectors.samples.activations.isfinite().all():
+        raise GeometryError(
+            "Some single rollouts are not finite: activations beyond 65,504 do not fit half precision. Leave those layers "
+            "out with select(layers=…)."
+        )
     return vectors.samples
+
+
+def _asked(vectors: PersonaVectors, samples: Samples) -> Int[Array, "sample"]:
+    """The question of every rollout; one and the same where all roles were asked the same, so that none is taken out."""
+    if vectors.spread and samples.question is None:
+        raise GeometryError("The roles were asked different questions, and it is not recorded which. Extract again.")
+    return samples.question.numpy() if vectors.spread else np.zeros(len(samples.role), dtype=np.int64)
 
 
 def _groups(samples: Samples, roles: int) -> list[Int[Array, "sample"]]:
@@ -258,24 +279,24 @@ def _coins(groups: list[Array], rng: np.random.Generator) -> Array:
     return rng.integers(0, 2, max(len(g) for g in groups) // 2 + 1)
 
 
-def _split_weights(groups: list[Array], count: int, rng: np.random.Generator) -> tuple[Array, Array]:
+def _split_weights(groups: list[Array], asked: Array, rng: np.random.Generator) -> tuple[Array, Array]:
     coins = _coins(groups, rng)
     usable = [g for g in groups[:-1] if len(g) >= 2]
     first, second = (
-        _weights([_side(g, coins, half) for g in usable], _side(groups[-1], coins, half), count) for half in (0, 1)
+        _weights([_side(g, coins, half) for g in usable], _side(groups[-1], coins, half), asked) for half in (0, 1)
     )
     return first, second
 
 
-def _bootstrap_weights(groups: list[Array], count: int, rng: np.random.Generator) -> Array:
+def _bootstrap_weights(groups: list[Array], asked: Array, rng: np.random.Generator) -> Array:
     usable = [g for g in groups[:-1] if len(g)]
     drawn = [usable[i] for i in rng.integers(0, len(usable), len(usable))]
     default = groups[-1]
-    return _weights([rng.choice(g, len(g)) for g in drawn], rng.choice(default, len(default)), count)
+    return _weights([rng.choice(g, len(g)) for g in drawn], rng.choice(default, len(default)), asked)
 
 
 def _disjoint_weights(
-    roles: list[Array], default: Array, count: int, size: int, over: str, most: int, rng: np.random.Generator
+    roles: list[Array], default: Array, asked: Array, size: int, over: str, most: int, rng: np.random.Generator
 ) -> tuple[Array, Array]:
     own = rng.permutation(default)
     middle = len(own) // 2
@@ -288,17 +309,20 @@ def _disjoint_weights(
         sets = [[g[:size] for g in shuffled], [g[size : 2 * size] for g in shuffled]]
         share = max(1, round(middle * size / most))
     return (
-        _weights(sets[0], own[:share], count),
-        _weights(sets[1], own[middle : middle + share], count),
+        _weights(sets[0], own[:share], asked),
+        _weights(sets[1], own[middle : middle + share], asked),
     )
 
 
-def _weights(roles: list[Array], default: Array, count: int) -> Float[Array, "sample"]:
-    """The axis as one weight a rollout: default minus the mean of roles, roles weighing equally."""
-    out = np.zeros(count)
-    for rows in roles:
-        np.add.at(out, rows, -1.0 / (len(rows) * len(roles)))
-    np.add.at(out, default, 1.0 / len(default))
+def _weights(roles: list[Array], default: Array, asked: Array) -> Float[Array, "sample"]:
+    """The axis as one weight a rollout: default minus the mean of roles, roles weighing equally, questions taken out."""
+    rows = np.concatenate([*roles, default])
+    whose = np.repeat(np.arange(len(roles) + 1), [len(r) for r in (*roles, default)])
+    fit = QuestionEffects.of(torch.from_numpy(whose), torch.from_numpy(asked[rows]), connected=False)
+    axis = torch.full((1, len(roles) + 1), -1.0 / len(roles))
+    axis[0, -1] = 1.0
+    out = np.zeros(len(asked))
+    np.add.at(out, rows, fit.weights(axis)[0].numpy())
     return out
 
 

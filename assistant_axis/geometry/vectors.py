@@ -11,6 +11,7 @@ from torch import Tensor
 
 from assistant_axis.activations.store import Conditions, load_artefact, save_artefact
 from assistant_axis.errors import GeometryError, LayerError, UnknownNameError
+from assistant_axis.geometry.questions import SPREAD, QuestionEffects
 
 if TYPE_CHECKING:
     from assistant_axis.geometry.axis import AssistantAxis
@@ -183,27 +184,15 @@ class PersonaVectors:
                 f"{kept} of {total} single rollouts are kept with their questions; all are needed to take question "
                 f"effects out. Extract with keep_samples={total}."
             )
-        role, question = self.samples.role % (len(self.roles) + 1), self.samples.question
-        asked = torch.zeros(len(self.roles) + 1, int(question.max()) + 1, dtype=torch.float64)
-        asked.index_put_((role, question), torch.ones(len(role), dtype=torch.float64), accumulate=True)
-        share = asked / asked.sum(1, keepdim=True)
-        # Normal equations with the roles eliminated: (diag(m) − Nᵀ diag(1/n) N) e = T − Nᵀ v
-        system = torch.diag(asked.sum(0)) - asked.T @ share
-        spectrum = torch.linalg.eigvalsh(system)
-        if len(spectrum) > 1 and spectrum[1] < 1e-9 * spectrum[-1]:
-            raise GeometryError(
-                "Some roles share no question with the others, not even through a third, so role and question effects "
-                "cannot be told apart. Ask more questions a role."
-            )
-        inverse = torch.linalg.pinv(system, hermitian=True).float()
-        means = torch.cat([self.vectors, self.default[None]])
-        adjusted = torch.empty_like(means)
-        for k in range(len(self.layers)):
-            sums = torch.zeros(asked.shape[1], self.d_model)
-            sums.index_add_(0, question, self.samples.activations[:, k].float())
-            effects = inverse @ (sums - asked.T.float() @ means[:, k])
-            adjusted[:, k] = means[:, k] - share.float() @ effects
+        role = self.samples.role % (len(self.roles) + 1)  # the default's -1 comes last
+        weights = QuestionEffects.of(role, self.samples.question).weights(torch.eye(len(self.roles) + 1))
+        adjusted = torch.stack([weights @ x.float() for x in self.samples.activations.unbind(1)], 1)
         return replace(self, vectors=adjusted[:-1], default=adjusted[-1])
+
+    @property
+    def spread(self) -> bool:
+        """Whether roles were asked different questions, whose effects are taken out."""
+        return SPREAD in self.conditions.design
 
     def axis(self, method: Literal["contrast", "pc1"] = "contrast") -> "AssistantAxis":
         """The Assistant Axis at every layer held: default minus the mean of the roles (`"contrast"`, the definition), or

@@ -15,6 +15,7 @@ from assistant_axis.activations.capture import stream_means
 from assistant_axis.activations.spans import SPANS, Reading, locate, read_answer
 from assistant_axis.activations.store import Conditions, load_artefact, save_artefact
 from assistant_axis.errors import ArtefactMismatchError, GeometryError, IntegrityError, SettingError
+from assistant_axis.geometry.questions import SPREAD
 from assistant_axis.geometry.vectors import PersonaVectors, Samples
 from assistant_axis.models.generation import Answer
 from assistant_axis.models.hooked import HookedChatModel
@@ -24,7 +25,6 @@ from assistant_axis.progress import track
 
 PART = "part of an extraction"
 ROLES_A_PART = 12
-SPREAD = ", spread over all questions"
 _TENSORS = ("sums", "counts", "norms", "samples", "sample_roles", "sample_questions")
 
 

@@ -10,11 +10,12 @@ from assistant_axis.activations.capture import stream_means
 from assistant_axis.activations.spans import Reading, locate
 from assistant_axis.activations.store import Conditions
 from assistant_axis.errors import GeometryError, SettingError, TemplateError
+from assistant_axis.geometry.questions import SPREAD
 from assistant_axis.geometry.vectors import PersonaVectors, Samples
 from assistant_axis.models.hooked import HookedChatModel
 from assistant_axis.personas.library import DEFAULT
 from assistant_axis.personas.rollouts import Rollout, read_rollouts
-from assistant_axis.pipeline.extract import SPREAD, number_questions
+from assistant_axis.pipeline.extract import number_questions
 from assistant_axis.progress import track
 
 SPARED = 0.02
