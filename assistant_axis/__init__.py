@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from assistant_axis.drift.trajectory import trajectory as trajectory
     from assistant_axis.drift.transcripts import read_transcripts as read_transcripts
     from assistant_axis.geometry.axis import AssistantAxis as AssistantAxis
+    from assistant_axis.geometry.precomputed import load_precomputed as load_precomputed
+    from assistant_axis.geometry.precomputed import load_precomputed_axis as load_precomputed_axis
     from assistant_axis.geometry.published import compare_published as compare_published
     from assistant_axis.geometry.space import PersonaSpace as PersonaSpace
     from assistant_axis.geometry.vectors import PersonaVectors as PersonaVectors
@@ -67,6 +69,8 @@ _WHERE: dict[str, str] = {
     "extract_persona_vectors": "pipeline.extract",
     "Sampling": "pipeline.extract",
     "PersonaVectors": "geometry.vectors",
+    "load_precomputed": "geometry.precomputed",
+    "load_precomputed_axis": "geometry.precomputed",
     "AssistantAxis": "geometry.axis",
     "PersonaSpace": "geometry.space",
     "compare_published": "geometry.published",

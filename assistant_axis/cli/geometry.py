@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assistant_axis.cli.options import load_vectors
+from assistant_axis.cli.options import file_in, load_vectors, parse_layers
 
 if TYPE_CHECKING:
     from assistant_axis.geometry.controls import Correlation
@@ -106,6 +106,39 @@ def compare(
     heat, pairs = (figure.with_name(f"{figure.stem}-{part}{figure.suffix}") for part in ("layers", "components"))
     plots = (comparison_scatter(c), layer_heatmap(c), component_matrix(c))
     _wrote(*(save_figure(p, n) for p, n in zip(plots, (figure, heat, pairs), strict=True)))
+
+
+def read(
+    run: Annotated[Path, typer.Argument(help="The folder of a response run: its answers are read.")],
+    model: Annotated[str, typer.Option("--model", "-m", help="Who reads: an embedded name, a hub id, or a folder.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Default: the reader's name in the run's folder.")
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option(help="Layers: 18, or 20,22,24, or 20:28 (20 to 27); default all.")
+    ] = None,
+    min_count: Annotated[int, typer.Option(min=1, help="Leave out roles with fewer readable answers.")] = 1,
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    device_map: Annotated[str | None, typer.Option(help="As in transformers, for models larger than one GPU.")] = None,
+) -> None:
+    """Persona vectors of one model from another's answers: a base model, or any model, reads what a run said."""
+    from assistant_axis.models.loading import load_model
+    from assistant_axis.pipeline.read_with import read_with
+
+    file_in(run, "rollouts.parquet")
+    reader = load_model(model, dtype=dtype, device_map=device_map)
+    vectors = read_with(reader, run, layers=parse_layers(layers), min_count=min_count)
+    path = vectors.save(out or run / f"{reader.name.rsplit('/', 1)[-1]}.safetensors")
+    _print(str(vectors), f"Written to {path}. Next: assistant-axis compare {run} {path}")
+
+
+def precompute(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder; an interrupted run goes on from here.")],
+) -> None:
+    """Make the vectors that ship with the package again: both embedded models, hours on two cores."""
+    from assistant_axis.pipeline.precompute import precompute as make
+
+    _wrote(*make(out).values())
 
 
 def stability(

@@ -13,7 +13,8 @@ from assistant_axis.cli import drift, geometry, steering
 from assistant_axis.cli.options import (
     DEFAULT_MODEL,
     ModelOption,
-    file_in,
+    beside,
+    is_precomputed,
     load_axis,
     load_vectors,
     one_layer,
@@ -215,11 +216,10 @@ def axis(
 
     from assistant_axis.errors import SettingError
 
-    file = file_in(run, "vectors.safetensors")
-    vectors = load_vectors(file)
+    vectors = load_vectors(run)
     if method not in ("contrast", "pc1"):
         raise SettingError(f'--method {method} is not known; use "contrast" or "pc1".')
-    found = vectors.axis("pc1" if method == "pc1" else "contrast")
+    found = load_axis(run, method) if is_precomputed(run) else vectors.axis("pc1" if method == "pc1" else "contrast")
     cosines = found.integrity()
     table = Table("layer", "|cos(axis, PC1)|", "length / residual norm", "integrity", title=repr(found))
     monitoring = vectors.monitoring_layer
@@ -232,7 +232,7 @@ def axis(
             f"{float(cosines[k]):.4f}",
         )
     Console().print(table)
-    path = found.save(out or file.with_name("axis.safetensors"))
+    path = found.save(out or beside(run, "axis.safetensors"))
     print(f"Written to {path}. ← marks the monitoring layer.")
 
 
@@ -246,7 +246,7 @@ def space(
     top: Annotated[int, typer.Option(help="How many roles to show at each end.")] = 12,
     zscore: Annotated[bool, typer.Option("--zscore", help="Scale every coordinate before the PCA.")] = False,
     published: Annotated[str | None, typer.Option(help="Compare with a published ranking.")] = "qwen3-32b",
-    figures: Annotated[Path | None, typer.Option(help="Folder for the figures (scree, map, ranking).")] = None,
+    figures: Annotated[Path | None, typer.Option(help="Folder for the figures (scree, maps, ranking, layers).")] = None,
 ) -> None:
     """The persona space at one layer: dimensions, where the default sits, and the roles along a component."""
     from rich.console import Console
@@ -281,14 +281,22 @@ def space(
             table.add_row("…", "…", "…")
     console.print(table)
     if figures is not None:
-        from assistant_axis.plots import persona
+        from assistant_axis import plots
+        from assistant_axis.errors import MissingExtraError
 
-        for name, figure in (
-            ("scree", persona.scree(found)),
-            ("role_map", persona.role_map(found)),
-            ("role_ranking", persona.role_ranking(found)),
-        ):
-            persona.save_figure(figure, figures / f"{name}.png")
+        drawn = {
+            "scree": plots.scree(found),
+            "role_map": plots.role_map(found),
+            "role_map_3d": plots.role_map_3d(found),
+            "role_ranking": plots.role_ranking(found, pc=pc),
+            "axis_cosines": plots.axis_cosines(vectors, marked=found.layer),
+        }
+        for name, figure in drawn.items():
+            plots.save_figure(figure, figures / f"{name}.png")
+        try:
+            plots.persona_map(found).save(figures / "persona_map.html")
+        except MissingExtraError as e:
+            print(f"Without a map to turn with the mouse: {e}")
         print(f"Figures written to {figures}")
 
 
@@ -344,12 +352,11 @@ def report(
     """One self-contained HTML page about a run's persona vectors."""
     from assistant_axis.report import persona_report
 
-    file = file_in(run, "vectors.safetensors")
-    path = persona_report(out or file.with_name("report.html"), load_vectors(file))
+    path = persona_report(out or beside(run, "report.html"), load_vectors(run))
     print(f"Written to {path}")
 
 
-for _command in (geometry.compare, geometry.stability, geometry.traits):
+for _command in (geometry.read, geometry.compare, geometry.stability, geometry.traits, geometry.precompute):
     app.command(rich_help_panel="Measure")(_command)
 app.command(rich_help_panel="Steer")(steering.steer)
 app.add_typer(steering.app_cap, name="cap", rich_help_panel="Steer")

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from assistant_axis.geometry.vectors import PersonaVectors
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
+_MADE_BY = {
+    "vectors.safetensors": "extract --out FOLDER",
+    "axis.safetensors": "axis FOLDER",
+    "rollouts.parquet": "extract --span response --out FOLDER",
+}
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="An embedded name, a hub id, or a local folder.")]
 
 
@@ -61,16 +66,33 @@ def file_in(path: Path, name: str) -> Path:
     """
     found = path / name if path.is_dir() else path
     if not found.is_file():
-        hint = "assistant-axis extract --out FOLDER" if name.startswith("vectors") else "assistant-axis axis FOLDER"
-        raise FileNotFoundError(f"{found} does not exist. Make it with: {hint}")
+        raise FileNotFoundError(f"{found} does not exist. Make it with: assistant-axis {_MADE_BY[name]}")
     return found
 
 
 def load_vectors(path: Path) -> PersonaVectors:
-    """Persona vectors from their file or a run's folder."""
+    """Persona vectors from their file, a run's folder, or by the name of a model whose vectors ship with the package."""
     from assistant_axis.geometry.vectors import PersonaVectors
 
+    if is_precomputed(path):
+        from assistant_axis.geometry.precomputed import load_precomputed
+
+        return load_precomputed(str(path))
     return PersonaVectors.load(file_in(path, "vectors.safetensors"))
+
+
+def beside(run: Path, name: str) -> Path:
+    """A file in a run's folder, or beside its vectors; in the working directory for vectors that ship."""
+    if is_precomputed(run):
+        return Path(name)
+    return run / name if run.is_dir() else run.with_name(name)
+
+
+def is_precomputed(path: Path) -> bool:
+    """Whether a path given on the command line is no path but the name of vectors that ship with the package."""
+    from assistant_axis.geometry.precomputed import precomputed_names
+
+    return not path.exists() and str(path) in precomputed_names()
 
 
 def vectors_behind(path: Path) -> PersonaVectors | None:
@@ -87,7 +109,8 @@ def vectors_behind(path: Path) -> PersonaVectors | None:
 
 
 def load_axis(path: Path, method: str = "contrast") -> AssistantAxis:
-    """An axis from its own file, from persona vectors, or from a run's folder (its vectors, else its axis).
+    """An axis from its own file, from persona vectors, from a run's folder (its vectors, else its axis), or by the name of
+    a model whose axis ships with the package.
 
     Raises:
         SettingError: an unknown method.
@@ -99,6 +122,10 @@ def load_axis(path: Path, method: str = "contrast") -> AssistantAxis:
     if method not in ("contrast", "pc1"):
         raise SettingError(f'--method {method} is not known; use "contrast" or "pc1".')
     chosen: Literal["contrast", "pc1"] = "pc1" if method == "pc1" else "contrast"
+    if is_precomputed(path):
+        from assistant_axis.geometry.precomputed import load_precomputed_axis
+
+        return load_precomputed_axis(str(path), chosen)
     if path.is_dir():
         vectors = path / "vectors.safetensors"
         path = vectors if vectors.is_file() else file_in(path, "axis.safetensors")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from assistant_axis.errors import SettingError
-from assistant_axis.plots.persona import _label
+from assistant_axis.plots.persona import label_points
 from assistant_axis.plots.style import (
     ASSISTANT,
     BLUE,
@@ -92,7 +92,7 @@ def comparison_scatter(comparison: "Comparison", *, pc: int = 1, outliers: int =
             ax.text(0.98, 0.03, said, transform=ax.transAxes, ha="right", va="bottom", fontsize=8.5, color=FAINT)
         at = [comparison.roles.index(n) for n in names]
         points = [(readable(n), float(x[k]), float(y[k]), INK, 8.5) for n, k in zip(names, at, strict=True)]
-        _label(figure, ax, points, outliers)
+        label_points(figure, ax, points, outliers)
     return figure
 
 
@@ -176,7 +176,7 @@ def role_map_3d(
         dx, dy, _ = proj3d.proj_transform(own[0], own[1], own[2], ax.get_proj())
         named = [("DEFAULT", float(dx), float(dy), RED, 9.5)]
         named += [(readable(space.roles[k]), float(x[k]), float(y[k]), INK, 8.5) for k in chosen]
-        _label(figure, ax, named, names + 1)
+        label_points(figure, ax, named, names + 1)
     return figure
 
 

@@ -212,7 +212,7 @@ def role_map(
         title(ax, "A map of the roles", _of(space))
         points = [("DEFAULT", dx, dy, RED, 9.5)]
         points += [(readable(space.roles[i]), float(x[i]), float(y[i]), INK, 8.5) for i in chosen]
-        _label(figure, ax, points, names + 1 if labels is None else len(points))
+        label_points(figure, ax, points, names + 1 if labels is None else len(points))
     return figure
 
 
@@ -261,7 +261,7 @@ def against_published(
         said = describe(conditions, where, n) if conditions is not None else " · ".join(p for p in (where, n) if p)
         title(ax, f"Against the published ranking: Spearman r = {rho:.2f}", said)
         far = np.argsort(-np.abs(gap), kind="stable")[: 2 * names]
-        _label(figure, ax, [(readable(shared[i]), float(x[i]), float(y[i]), INK, 8.5) for i in far], names)
+        label_points(figure, ax, [(readable(shared[i]), float(x[i]), float(y[i]), INK, 8.5) for i in far], names)
     return figure
 
 
@@ -270,7 +270,7 @@ def _of(space: PersonaSpace) -> str:
     return describe(space.conditions, f"layer {space.layer}", f"n = {len(space.roles)} roles", scaled)
 
 
-def _label(figure: Plot, ax: Any, points: Sequence[tuple[str, float, float, str, float]], most: int) -> None:
+def label_points(figure: Plot, ax: Any, points: Sequence[tuple[str, float, float, str, float]], most: int) -> None:
     """Name points, the first ones first, in the first of eight places where the name covers no other name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
