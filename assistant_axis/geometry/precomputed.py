@@ -20,6 +20,8 @@ METHODS: tuple[Method, ...] = ("contrast", "pc1")
 
 def precomputed_names() -> tuple[str, ...]:
     """The models whose persona vectors ship with the package."""
+    if not _folder().is_dir():
+        return ()
     return tuple(sorted(p.name.removesuffix(".safetensors") for p in _folder().iterdir() if _is_ours(p)))
 
 
