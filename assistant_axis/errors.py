@@ -72,6 +72,30 @@ class PersonaFileError(AssistantAxisError, ValueError):
     """A role, trait or question file is malformed; the message names file and line."""
 
 
+class DatasetError(AssistantAxisError, ValueError):
+    """An evaluation's dataset or labels are malformed; the message names file and line."""
+
+
+class JudgeError(AssistantAxisError):
+    """A judge cannot work: no key, no thresholds, an endpoint that refuses, or scores that do not fit together."""
+
+
+class RunError(AssistantAxisError):
+    """A run's folder cannot be used: another configuration, a missing stage, a folder that cannot be written."""
+
+
+class RunLockedError(RunError):
+    """Another process is writing to this run."""
+
+
+class DiskFullError(RunError, OSError):
+    """No space is left; everything that was finished is kept."""
+
+
+class WorkerError(RunError):
+    """Some shards failed again after a retry; the message names them."""
+
+
 class SettingError(AssistantAxisError, ValueError):
     """A parameter has a value that cannot be used."""
 

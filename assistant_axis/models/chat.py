@@ -185,6 +185,11 @@ class ChatFormat:
         return EncodedChat(tuple(ids), text, (), self._generation_header(joined, text, ids, offsets))
 
     @property
+    def arguments(self) -> dict[str, Any]:
+        """What the template is called with beside the messages."""
+        return dict(self._kwargs)
+
+    @property
     def stop_strings(self) -> tuple[str, ...]:
         """Texts that end an answer beside the end-of-turn token (a base model would play the user's part too)."""
         return PLAIN_STOPS if self.plain else ()
