@@ -14,7 +14,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,drift,docs,plots,eval,inspect]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev,drift,docs,plots,eval,inspect,api,ray]'
 	# The control vectors' tests read them with repeng too. It asks for NumPy 1 in its metadata only.
 	$(BIN)/python -m pip install --quiet --no-deps repeng==0.4.0
 	touch $(READY)
