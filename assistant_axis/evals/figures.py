@@ -1,0 +1,47 @@
+"""Figures of evaluations."""
+
+from typing import TYPE_CHECKING
+
+from assistant_axis.evals.labels import LABELS
+from assistant_axis.plots.style import BLUE, FAINT, GREEN, ORANGE, PURPLE, RED, Plot, clean, styled, title
+
+if TYPE_CHECKING:
+    from assistant_axis.evals.susceptibility import Susceptibility
+
+_COLOURS = dict(zip(LABELS, (BLUE, ORANGE, GREEN, PURPLE, RED, FAINT), strict=True))
+
+
+def susceptibility_curves(found: "Susceptibility") -> Plot:
+    """Share of every label against the dose, with 95 % Wilson intervals; the nonsensical share is drawn thick and dashed."""
+    with styled(7.0, 4.0) as figure:
+        ax = figure.subplots()
+        doses = found.doses
+        for label in LABELS:
+            shares = [found.share(label, d) for d in doses]
+            values = [s.value for s in shares]
+            apart = [
+                [s.value - s.interval[0] for s in shares],
+                [s.interval[1] - s.value for s in shares],
+            ]
+            bad = label == "nonsensical"
+            ax.errorbar(
+                doses,
+                values,
+                yerr=apart,
+                label=label,
+                color=_COLOURS[label],
+                linestyle="--" if bad else "-",
+                linewidth=2.2 if bad else 1.4,
+                marker="o",
+                markersize=4,
+                capsize=2.5,
+            )
+        clean(ax, grid="y")
+        ax.invert_xaxis()
+        ax.set_xlabel("dose (× residual norm), toward the Assistant ← → away from it")
+        ax.set_ylabel("share of answers")
+        ax.set_ylim(-0.02, 1.02)
+        count = found.share(LABELS[0], doses[0]).n
+        title(ax, "Who does it say it is?", f"{found.model} · layer {found.layer} · {count} answers a dose")
+        ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
