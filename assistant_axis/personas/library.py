@@ -237,6 +237,12 @@ def plan(
     return asks
 
 
+def display_name(name: str) -> str:
+    """What a model would call itself: `smollm2-135m-instruct` → `Smollm2`, `Qwen/Qwen3-32B` → `Qwen3`."""
+    short = name.rstrip("/").rsplit("/", 1)[-1].split("-")[0]
+    return short[:1].upper() + short[1:]
+
+
 def data_lines(name: str) -> list[dict[str, Any]]:
     """The lines of a bundled data file (`conversations.jsonl`, …)."""
     with resources.as_file(resources.files("assistant_axis.personas") / "data" / name) as path:

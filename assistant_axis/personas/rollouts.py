@@ -1,6 +1,6 @@
 """A rollout: one question asked of one persona, and its answer; stored as Parquet."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,10 +81,11 @@ def read_rollouts(path: str | Path) -> list[Rollout]:
     names = {f.name for f in fields(Rollout)}
     if rows and not names <= set(rows[0]):
         raise IntegrityError(f"{source} lacks the columns {', '.join(sorted(names - set(rows[0])))}.")
-    return [_rollout({k: row[k] for k in names}) for row in rows]
+    return [rollout_of({k: row[k] for k in names}) for row in rows]
 
 
-def _rollout(row: dict[str, Any]) -> Rollout:
+def rollout_of(row: Mapping[str, Any]) -> Rollout:
+    """A rollout from a row of a table; other columns are ignored."""
     return Rollout(
         role=str(row["role"]),
         prompt=int(row["prompt"]),

@@ -19,7 +19,7 @@ from assistant_axis.geometry.questions import SPREAD
 from assistant_axis.geometry.vectors import PersonaVectors, Samples
 from assistant_axis.models.generation import Answer
 from assistant_axis.models.hooked import HookedChatModel
-from assistant_axis.personas.library import DEFAULT, Ask, PersonaLibrary, load_personas, plan
+from assistant_axis.personas.library import DEFAULT, Ask, PersonaLibrary, display_name, load_personas, plan
 from assistant_axis.personas.rollouts import Rollout, read_rollouts, write_rollouts
 from assistant_axis.progress import track
 
@@ -130,14 +130,8 @@ def number_questions(ids: Iterable[int]) -> list[int]:
     return [place[k] for k in asked]
 
 
-def display_name(name: str) -> str:
-    """What a model would call itself: `smollm2-135m-instruct` → `Smollm2`, `Qwen/Qwen3-32B` → `Qwen3`."""
-    short = name.rsplit("/", 1)[-1].split("-")[0]
-    return short[:1].upper() + short[1:]
-
-
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """What some roles gave: float32 sums a role, for the default a sum per condition."""
 
     roles: tuple[str, ...]
@@ -170,7 +164,7 @@ class _Job:
         names = list(buckets)
         groups = [names[k : k + ROLES_A_PART] for k in range(0, len(names), ROLES_A_PART)]
         folder = None if out is None else self._prepare(out)
-        parts: list[_Part] = []
+        parts: list[Part] = []
         verb = "Generating and reading" if self.span == "response" else "Reading"
         with track(len(self.asks), f"{verb} {len(names)} personas", show=progress) as advance:
             for number, group in enumerate(groups):
@@ -182,7 +176,7 @@ class _Job:
                         _save_part(file, part)
                 parts.append(part)
                 advance(sum(len(buckets[n]) for n in group))
-        vectors = self._combine(parts)
+        vectors = combine(parts, self.layers, self.conditions)
         if self.spread:
             vectors = vectors.adjust_questions()
         if out is not None:
@@ -220,7 +214,7 @@ class _Job:
                 scratch.write_text(json.dumps({"key": key, "conditions": said}))
         return folder
 
-    def _part(self, group: Sequence[str], buckets: dict[str, list[int]], number: int) -> _Part:
+    def _part(self, group: Sequence[str], buckets: dict[str, list[int]], number: int) -> Part:
         rows = [k for n in group for k in buckets[n]]
         owner = [i for i, n in enumerate(group) for _ in buckets[n]]
         readings, owner, questions, rollouts = self._readings(rows, owner, number)
@@ -241,7 +235,7 @@ class _Job:
         order = sorted(kept)
         samples = torch.stack([kept[k] for k in order]) if order else torch.zeros(0, *shape[1:], dtype=torch.float16)
         asked = torch.tensor(questions)
-        return _Part(tuple(group), sums, counts, norms, samples, whose[order], asked[order], rollouts)
+        return Part(tuple(group), sums, counts, norms, samples, whose[order], asked[order], rollouts)
 
     def _readings(
         self, rows: Sequence[int], owner: Sequence[int], number: int
@@ -250,7 +244,7 @@ class _Job:
         numbers = number_questions(a.question.id for a in self.asks)
         asked = [numbers[k] for k in rows]
         if self.span != "response":
-            readings = [replace(locate(self.model, a.messages, self.span), label=_label(a)) for a in asks]
+            readings = [replace(locate(self.model, a.messages, self.span), label=label(a)) for a in asks]
             return readings, list(owner), asked, ()
         s = self.sampling
         answers: list[Answer] = self.model.generate(
@@ -263,51 +257,58 @@ class _Job:
         )
         rollouts = tuple(Rollout.of(a, answer) for a, answer in zip(asks, answers, strict=True))
         kept = [k for k, a in enumerate(answers) if a.ids]  # an empty answer has no token to average
-        readings = [replace(read_answer(answers[k].prompt_ids, answers[k].ids), label=_label(asks[k])) for k in kept]
+        readings = [replace(read_answer(answers[k].prompt_ids, answers[k].ids), label=label(asks[k])) for k in kept]
         return readings, [owner[k] for k in kept], [asked[k] for k in kept], rollouts
 
-    def _combine(self, parts: Sequence[_Part]) -> PersonaVectors:
-        names = [n for p in parts for n in p.roles]
-        sums, counts = torch.cat([p.sums for p in parts]), torch.cat([p.counts for p in parts])
-        is_default = torch.tensor([n.startswith(f"{DEFAULT}/") for n in names])
-        if not counts[is_default].any():
-            raise GeometryError("The default persona gave no answer at all: every rollout was empty.")
-        use = ~is_default & (counts > 0)
-        roles = tuple(n for n, u in zip(names, use.tolist(), strict=True) if u)
-        place = {n: k for k, n in enumerate(roles)}
-        spoken = is_default & (counts > 0)
-        samples, sample_roles = [], []
-        questions = torch.cat([p.sample_questions for p in parts])
-        for p in parts:
-            samples.append(p.samples)
-            sample_roles += [place.get(p.roles[i], -1) for i in p.sample_roles.tolist()]
-        activations = torch.cat(samples)
-        return PersonaVectors(
-            roles=roles,
-            layers=self.layers,
-            vectors=sums[use] / counts[use][:, None, None],
-            default=sums[spoken].sum(0) / counts[spoken].sum(),
-            default_conditions=sums[spoken] / counts[spoken][:, None, None],
-            counts=counts[use],
-            default_count=int(counts[spoken].sum()),
-            resid_norms=torch.stack([p.norms for p in parts]).sum(0) / counts.sum(),
-            conditions=self.conditions,
-            samples=Samples(activations, torch.tensor(sample_roles), questions) if len(activations) else None,
-        )
+
+def combine(parts: Sequence[Part], layers: tuple[int, ...], conditions: Conditions) -> PersonaVectors:
+    """Persona vectors from the sums of all parts; the default's conditions are the parts' roles `default/0`, `default/1`, …
+
+    Raises:
+        GeometryError: the default has no rollout at all.
+    """
+    names = [n for p in parts for n in p.roles]
+    sums, counts = torch.cat([p.sums for p in parts]), torch.cat([p.counts for p in parts])
+    is_default = torch.tensor([n.startswith(f"{DEFAULT}/") for n in names])
+    if not counts[is_default].any():
+        raise GeometryError("The default persona gave no answer at all: every rollout was empty.")
+    use = ~is_default & (counts > 0)
+    roles = tuple(n for n, u in zip(names, use.tolist(), strict=True) if u)
+    place = {n: k for k, n in enumerate(roles)}
+    spoken = is_default & (counts > 0)
+    samples, sample_roles = [], []
+    questions = torch.cat([p.sample_questions for p in parts])
+    for p in parts:
+        samples.append(p.samples)
+        sample_roles += [place.get(p.roles[i], -1) for i in p.sample_roles.tolist()]
+    activations = torch.cat(samples)
+    return PersonaVectors(
+        roles=roles,
+        layers=layers,
+        vectors=sums[use] / counts[use][:, None, None],
+        default=sums[spoken].sum(0) / counts[spoken].sum(),
+        default_conditions=sums[spoken] / counts[spoken][:, None, None],
+        counts=counts[use],
+        default_count=int(counts[spoken].sum()),
+        resid_norms=torch.stack([p.norms for p in parts]).sum(0) / counts.sum(),
+        conditions=conditions,
+        samples=Samples(activations, torch.tensor(sample_roles), questions) if len(activations) else None,
+    )
 
 
-def _label(ask: Ask) -> str:
+def label(ask: Ask) -> str:
+    """What errors call a rollout."""
     return f"{ask.role}, prompt {ask.prompt}, question {ask.question.id}, sample {ask.sample}"
 
 
-def _save_part(path: Path, part: _Part) -> None:
+def _save_part(path: Path, part: Part) -> None:
     if part.rollouts:
         write_rollouts(path.with_suffix(".parquet"), part.rollouts)
     tensors = {n: getattr(part, n) for n in _TENSORS}
     save_artefact(path, PART, tensors, {"roles": list(part.roles), "rollouts": len(part.rollouts)})
 
 
-def _load_part(path: Path) -> _Part | None:
+def _load_part(path: Path) -> Part | None:
     """A part that is whole, or `None`."""
     if not path.is_file():
         return None
@@ -316,7 +317,7 @@ def _load_part(path: Path) -> _Part | None:
         rollouts = tuple(read_rollouts(path.with_suffix(".parquet"))) if header["rollouts"] else ()
     except (IntegrityError, FileNotFoundError):
         return None
-    return _Part(tuple(header["roles"]), rollouts=rollouts, **tensors) if len(rollouts) == header["rollouts"] else None
+    return Part(tuple(header["roles"]), rollouts=rollouts, **tensors) if len(rollouts) == header["rollouts"] else None
 
 
 def report_yield(vectors: PersonaVectors) -> dict[str, Any]:
