@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from assistant_axis._version import __version__
-from assistant_axis.cli import drift, evals, geometry, judges, runs, steering
+from assistant_axis.cli import drift, evals, geometry, judges, publish, runs, steering
 from assistant_axis.cli.options import (
     DEFAULT_MODEL,
     ModelOption,
@@ -361,6 +361,8 @@ for _command in (geometry.read, geometry.compare, geometry.stability, geometry.t
 app.command(rich_help_panel="Steer")(steering.steer)
 app.add_typer(runs.app, name="run", rich_help_panel="Measure")
 app.add_typer(judges.app, name="judge", rich_help_panel="Measure")
+app.command(rich_help_panel="Share")(publish.publish)
+app.command("import", rich_help_panel="Share")(publish.import_official)
 app.add_typer(steering.app_cap, name="cap", rich_help_panel="Steer")
 app.add_typer(drift.app, name="drift", rich_help_panel="Follow")
 app.command(rich_help_panel="Follow")(drift.chat)

@@ -278,6 +278,33 @@ class AssistantAxis:
         return axis
 
     @classmethod
+    def from_hub(
+        cls,
+        repo: str,
+        model: "HookedChatModel | None" = None,
+        *,
+        revision: str | None = None,
+        filename: str = "axis.safetensors",
+        force: bool = False,
+    ) -> "AssistantAxis":
+        """An axis that somebody published with `assistant-axis publish`.
+
+        Args:
+            repo: `owner/name` on the hub.
+            model: refuse an axis of another model than this one.
+            revision: branch, tag or commit.
+            filename: of the axis in the repository.
+            force: accept another model of the same shape.
+
+        Raises:
+            FetchError: it is not there, or the hub cannot be reached.
+            IntegrityError, ArtefactMismatchError: as `load`.
+        """
+        from assistant_axis.runs.publish import fetch
+
+        return cls.load(fetch(repo, filename, revision=revision), model, force=force)
+
+    @classmethod
     def from_pt(
         cls, path: str | Path, *, stored_as: StoredAs, model: str = "unknown", n_layers: int | None = None
     ) -> "AssistantAxis":

@@ -1,5 +1,6 @@
 """The same shards by an actor pool of Ray Data: one replica of the model in each actor. No scheduler of our own."""
 
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,7 +65,7 @@ def work(
     ray = require_ray()
     e = config.engine
     if not ray.is_initialized():
-        ray.init(address=e.address, include_dashboard=False, log_to_driver=False, logging_level="error")
+        ray.init(address=e.address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = False
@@ -77,8 +78,6 @@ def work(
         compute=ray.data.ActorPoolStrategy(size=size, max_tasks_in_flight_per_actor=1),
         num_cpus=e.num_cpus,
         num_gpus=e.num_gpus or None,
-        max_restarts=-1,
-        max_task_retries=-1,
     )
     failed: dict[int, str] = {}
     for row in done.iter_rows():
