@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from assistant_axis._version import __version__
-from assistant_axis.errors import ArtefactMismatchError, IntegrityError, UnsafeFileError
+from assistant_axis.errors import ArtefactMismatchError, FetchError, IntegrityError, UnsafeFileError
 
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel
@@ -190,6 +190,24 @@ def load_artefact(path: str | Path, kind: str) -> tuple[dict[str, Tensor], dict[
     if metadata["kind"] != kind:
         raise ArtefactMismatchError(f"{source} holds {metadata['kind']}, but {kind} was expected.")
     return tensors, json.loads(metadata["header"])
+
+
+def fetch_published(repo: str, name: str, *, revision: str | None = None) -> Path:
+    """A file of a published run, from the hub or its cache.
+
+    Raises:
+        FetchError: it is not there, or the hub cannot be reached.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repo, name, revision=revision))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        raise FetchError(
+            f"{name} of {repo} could not be fetched ({type(e).__name__}). Check the name owner/name and the network; a file that "
+            "you have can be read with AssistantAxis.load."
+        ) from e
 
 
 def load_pickled_tensors(path: str | Path) -> Any:

@@ -13,7 +13,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from assistant_axis.activations.store import Conditions, load_artefact, load_pickled_tensors, save_artefact
+from assistant_axis.activations.store import (
+    Conditions,
+    fetch_published,
+    load_artefact,
+    load_pickled_tensors,
+    save_artefact,
+)
 from assistant_axis.errors import GeometryError, IntegrityError, SettingError
 from assistant_axis.geometry.vectors import PersonaVectors, layer_index
 
@@ -300,9 +306,7 @@ class AssistantAxis:
             FetchError: it is not there, or the hub cannot be reached.
             IntegrityError, ArtefactMismatchError: as `load`.
         """
-        from assistant_axis.runs.publish import fetch
-
-        return cls.load(fetch(repo, filename, revision=revision), model, force=force)
+        return cls.load(fetch_published(repo, filename, revision=revision), model, force=force)
 
     @classmethod
     def from_pt(

@@ -113,21 +113,3 @@ def card(vectors: PersonaVectors, repo: str, yields: Sequence[dict[str, Any]] = 
         f'model = load_model("{said.model}")\naxis = AssistantAxis.from_hub("{repo}", model=model)\n```\n\n'
         "The vectors belong to these weights and this chat template; loading them for others is refused by name.\n"
     )
-
-
-def fetch(repo: str, name: str, *, revision: str | None = None) -> Path:
-    """A file of a published run, from the hub or its cache.
-
-    Raises:
-        FetchError: it is not there, or the hub cannot be reached.
-    """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(hf_hub_download(repo, name, revision=revision))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
-        raise FetchError(
-            f"{name} of {repo} could not be fetched ({type(e).__name__}). Check the name owner/name and the network; a file that "
-            "you have can be read with AssistantAxis.load."
-        ) from e
