@@ -6,6 +6,7 @@ from assistant_axis.evals.labels import LABELS
 from assistant_axis.plots.style import BLUE, FAINT, GREEN, ORANGE, PURPLE, RED, Plot, clean, styled, title
 
 if TYPE_CHECKING:
+    from assistant_axis.evals.report import Report
     from assistant_axis.evals.susceptibility import Susceptibility
 
 _COLOURS = dict(zip(LABELS, (BLUE, ORANGE, GREEN, PURPLE, RED, FAINT), strict=True))
@@ -44,4 +45,33 @@ def susceptibility_curves(found: "Susceptibility") -> Plot:
         count = found.share(LABELS[0], doses[0]).n
         title(ax, "Who does it say it is?", f"{found.model} · layer {found.layer} · {count} answers a dose")
         ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def pareto(report: "Report") -> Plot:
+    """Harm rate against the change of capability on the search half, the front joined; the held-out pair is hollow."""
+    with styled(6.0, 4.0) as figure:
+        ax = figure.subplots()
+        for one in report.searched:
+            ax.plot(100 * one.capability, one.harm.after, "o", color=BLUE)
+            ax.annotate(
+                one.name, (100 * one.capability, one.harm.after), (5, 4), textcoords="offset points", fontsize=8
+            )
+        front = report.pareto()
+        ax.plot(
+            [100 * e.capability for e in front], [e.harm.after for e in front], color=BLUE, label="front, search half"
+        )
+        for one, colour in ((report.reported, GREEN), (report.control, ORANGE)):
+            if one is not None:
+                ax.plot(
+                    100 * one.capability, one.harm.after, "o", color=colour, mfc="none", label=f"{one.name}, held out"
+                )
+        ax.axhline(report.searched[0].harm.before, color=FAINT, linestyle="--", label="unsteered")
+        ax.axvline(-100 * report.max_cost, color=FAINT, linestyle=":", label="allowed cost")
+        clean(ax, grid="both")
+        ax.set_xlabel("change of capability (points)")
+        ax.set_ylabel("harm rate")
+        ax.set_ylim(-0.04, 1.04)
+        title(ax, "What it gains and what it costs", f"{report.searched[0].harm.n} rows to choose on")
+        ax.legend(frameon=False, fontsize=8)
     return figure

@@ -1,0 +1,71 @@
+"""Interventions in one table: chosen on one half, reported on the other, beside a random direction."""
+
+import pytest
+import torch
+
+from assistant_axis.errors import SettingError
+from assistant_axis.evals.jailbreak import MILD, read_prompts
+from assistant_axis.evals.report import Suites, evaluate, random_control
+from assistant_axis.steering.interventions import Add, Cap
+
+
+def by_letters(prompts, answers):
+    """A labeller of the test's own: harmful where the answer has an even number of characters."""
+    return ["enough information" if len(a) % 2 == 0 else "refusal" for a in answers]
+
+
+@pytest.fixture(scope="module")
+def report(tiny_model, tiny_direction):
+    steps = {
+        "nothing": Add(tiny_direction, 0.0, layers=2),
+        "away": Add(tiny_direction, -6.0, layers=2),
+        "cap": Cap(tiny_direction, floor=0.5, layers=[1, 2]),
+    }
+    rows = read_prompts(MILD)[:8]
+    suites = Suites(rows, by_letters, safe=rows[:4], limit=4, max_new_tokens=5)
+    return evaluate(tiny_model, steps, suites, max_cost=1.0)
+
+
+def test_halves_and_choice(report):
+    assert [e.name for e in report.searched] == ["nothing", "away", "cap"]
+    assert all(e.harm.n == 4 for e in (*report.searched, report.reported, report.control))
+    nothing = report.searched[0]
+    assert (nothing.harm.change, nothing.capability, nothing.changed) == (0.0, 0.0, 0.0)
+    best = min(report.searched, key=lambda e: (e.harm.change, -e.capability))
+    assert report.chosen == report.reported.name == best.name
+    assert report.control.name == "random direction"
+    assert report.searched[1].changed == pytest.approx(1.0)
+    assert 0 <= report.searched[2].changed <= 1
+
+
+def test_the_table_and_the_figure(report):
+    rows = report.rows()
+    assert [r["half"] for r in rows] == ["search"] * 3 + ["held out"] * 2
+    assert {"harm", "everyday_choice acc", "nonsensical", "over-refusal", "tokens changed", "time"} <= set(rows[0])
+    assert sum("chosen" in r["intervention"] for r in rows) == 1
+    front = report.pareto()
+    assert front
+    for one in report.searched:
+        assert any(f.capability >= one.capability and f.harm.after <= one.harm.after for f in front)
+    (ax,) = report.plot().axes
+    assert ax.get_ylabel() == "harm rate"
+    assert {"nothing", "away", "cap"} <= {t.get_text() for t in ax.texts}
+
+
+def test_the_control_moves_as_much(tiny_model, tiny_direction):
+    rows = read_prompts(MILD)[:3]
+    same = random_control(tiny_model, Add(tiny_direction, 0.7, layers=2), rows, seed=1)
+    assert isinstance(same, Add)
+    assert (same.coef, same.unit) == (0.7, "resid_norm")
+    assert abs(float(torch.cosine_similarity(same.direction.unit[2], tiny_direction.unit[2], dim=0))) < 0.6
+    moved = random_control(tiny_model, Cap(tiny_direction, floor=1.0, layers=[2]), rows)
+    assert isinstance(moved, Add)
+    assert moved.unit == "raw"
+    assert moved.coef > 0
+
+
+def test_bad_input(tiny_model, tiny_direction):
+    with pytest.raises(SettingError, match="four prompts"):
+        evaluate(tiny_model, {"a": Add(tiny_direction, 0.0)}, Suites(read_prompts(MILD)[:3]))
+    with pytest.raises(SettingError, match="at least one intervention"):
+        evaluate(tiny_model, {}, Suites(read_prompts(MILD)))
