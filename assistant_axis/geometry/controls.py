@@ -176,6 +176,16 @@ class ControlTable:
     pc1: Float[Array, "kind draw"]
     gap: Float[Array, "kind draw"]
 
+    def __str__(self) -> str:
+        lines = [
+            f"layer {self.layer}        |cos| with PC1          default from the mean role (SD)",
+            f"{'axis':12}{self.axis_pc1:10.3f}{'':14}{self.axis_gap:10.2f}",
+        ]
+        for k, kind in enumerate(self.kinds):
+            (p, q), cosine, gap = self.p(kind), np.median(self.pc1[k]), np.median(self.gap[k])
+            lines.append(f"{kind:12}{cosine:10.3f}  (p {p:6.3f})  {gap:10.2f}  (p {q:6.3f})")
+        return "\n".join([*lines, f"Medians of {self.pc1.shape[1]} directions of each kind."])
+
     def p(self, kind: str) -> tuple[float, float]:
         """How often a control does at least as well as the axis: by |cos| with PC1, and by the default's distance."""
         k = self.kinds.index(kind)

@@ -28,7 +28,7 @@ def precomputed_names() -> tuple[str, ...]:
 def load_precomputed(name: str = "smollm2-135m-instruct") -> PersonaVectors:
     """Persona vectors that ship with the package: no model, no waiting.
 
-    `smollm2-135m-instruct` was measured over its own answers to 275 roles (16 answers of at most 64 tokens a role, 800 of
+    `smollm2-135m-instruct` was measured over its own answers to 275 roles (16 answers of at most 64 tokens a role, 240 of
     the default persona); `gemma-3-270m`, a base model, read those same answers. `conditions.design` says how, and
     `assistant-axis precompute` makes both again. Single rollouts are not included, and only some layers are:
     `layers` says which.

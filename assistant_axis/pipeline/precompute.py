@@ -39,7 +39,7 @@ def precompute(out: str | Path, *, progress: bool = True) -> dict[str, Path]:
             "response",
             prompts_per_role=4,
             questions_per_prompt=4,
-            default_questions=160,
+            default_questions=48,
             spread=True,
             sampling=SAMPLING,
             seed=SEED,
