@@ -250,9 +250,11 @@ def _samples(vectors: PersonaVectors) -> Samples:
 
 def _asked(vectors: PersonaVectors, samples: Samples) -> Int[Array, "sample"]:
     """The question of every rollout; one and the same where all roles were asked the same, so that none is taken out."""
-    if vectors.spread and samples.question is None:
+    if not vectors.spread:
+        return np.zeros(len(samples.role), dtype=np.int64)
+    if samples.question is None:
         raise GeometryError("The roles were asked different questions, and it is not recorded which. Extract again.")
-    return samples.question.numpy() if vectors.spread else np.zeros(len(samples.role), dtype=np.int64)
+    return samples.question.numpy()
 
 
 def _groups(samples: Samples, roles: int) -> list[Int[Array, "sample"]]:
