@@ -37,3 +37,22 @@ def track(total: int, label: str, *, show: bool = True) -> Iterator[Callable[[in
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(label, total=total)
         yield lambda n: bar.advance(task, n)
+
+
+@contextmanager
+def without_loading_bars(quiet: bool = True) -> Iterator[None]:
+    """No bar of the library's own while weights are read from the disk, which takes a second.
+
+    Args:
+        quiet: `False` leaves them: a download keeps its bar.
+    """
+    from transformers.utils import logging as hf_logging
+
+    bars = hf_logging.is_progress_bar_enabled()
+    if quiet:
+        hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if bars:
+            hf_logging.enable_progress_bar()

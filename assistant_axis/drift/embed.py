@@ -1,12 +1,14 @@
 """Sentence embeddings of user messages, L2-normalised, through sentence-transformers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from assistant_axis.errors import ConversationError, MissingExtraError
+from assistant_axis.progress import without_loading_bars
 
 DEFAULT_EMBEDDER = "all-minilm-l6-v2"
 
@@ -53,5 +55,6 @@ def _load(name: str, device: str | None) -> Any:
         raise MissingExtraError("sentence-transformers", "drift", "Embedding user messages") from e
     from assistant_axis.models.embedded import EMBEDDED, ensure
 
-    known = name in EMBEDDED
-    return SentenceTransformer(str(ensure(name)) if known else name, device=device)
+    source = str(ensure(name)) if name in EMBEDDED else name
+    with without_loading_bars(Path(source).is_dir()):
+        return SentenceTransformer(source, device=device)

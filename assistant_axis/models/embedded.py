@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from assistant_axis.errors import FetchError, IntegrityError, UnknownNameError
+from assistant_axis.progress import without_loading_bars
 
 CONVERSION = 1  # raise when the conversion itself changes, so that old caches are rebuilt
 _MANIFEST = "assistant_axis.json"
@@ -353,11 +354,8 @@ def _check(path: Path, model: EmbeddedModel) -> None:
 def _convert(gguf: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as hf_logging
 
-    bars = hf_logging.is_progress_bar_enabled()
-    hf_logging.disable_progress_bar()
-    try:
+    with without_loading_bars():
         tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
         model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), gguf_file=gguf.name, dtype=torch.float32)
         # A model read from GGUF refuses to be saved while it believes itself quantised.
@@ -365,9 +363,6 @@ def _convert(gguf: Path, out: Path) -> None:
         vars(model.config).pop("quantization_config", None)
         model.save_pretrained(str(out))
         tokenizer.save_pretrained(str(out))
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 def _write_manifest(folder: Path, model: EmbeddedModel) -> None:

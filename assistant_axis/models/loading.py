@@ -12,6 +12,7 @@ from assistant_axis.models import embedded
 from assistant_axis.models.chat import ChatFormat
 from assistant_axis.models.hooked import HookedChatModel
 from assistant_axis.models.lens import BridgeLens, HookedTransformerLens, HookSet, Lens
+from assistant_axis.progress import without_loading_bars
 
 
 def load_model(
@@ -121,22 +122,19 @@ def _from_pretrained(
 ) -> tuple[Any, Any]:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as hf_logging
 
     where = torch.device(device) if device is not None else _default_device()
     wanted = _dtype(dtype, where)
     kwargs: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-    bars = hf_logging.is_progress_bar_enabled()
-    if Path(path).is_dir():
-        hf_logging.disable_progress_bar()  # a local load takes a second; a download keeps its bar
     try:
-        if tokenizer is None:
-            tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
-        if attn_implementation is not None:
-            kwargs["attn_implementation"] = attn_implementation
-        if device_map is not None:
-            kwargs["device_map"] = device_map
-        hf = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, **kwargs)
+        with without_loading_bars(Path(path).is_dir()):
+            if tokenizer is None:
+                tokenizer = AutoTokenizer.from_pretrained(path, **kwargs)
+            if attn_implementation is not None:
+                kwargs["attn_implementation"] = attn_implementation
+            if device_map is not None:
+                kwargs["device_map"] = device_map
+            hf = AutoModelForCausalLM.from_pretrained(path, dtype=wanted, **kwargs)
     except SafetensorError as e:
         raise IntegrityError(f"The weights in {path} are not whole ({e}). Copy or download them again.") from e
     except (OSError, ValueError) as e:
@@ -149,9 +147,6 @@ def _from_pretrained(
             f"{', '.join(n for n, m in embedded.EMBEDDED.items() if m.kind != 'encoder')}.\ntransformers said: "
             f"{str(e).strip().splitlines()[0]}"
         ) from e
-    finally:
-        if bars:
-            hf_logging.enable_progress_bar()
     if device_map is None:
         hf.to(where)  # pyright: ignore[reportArgumentType]  (a decorated method hides its signature)
     return hf, tokenizer
