@@ -76,6 +76,28 @@ class Conditions:
             **more,
         )
 
+    @classmethod
+    def imported(
+        cls, model: str, *, n_layers: int, d_model: int, dtype: str, design: str, judge: str = "none"
+    ) -> "Conditions":
+        """Of a published file, which says nothing of weights, template and personas: they stay empty and are not checked."""
+        return cls(
+            model=model,
+            fingerprint="",
+            n_layers=n_layers,
+            d_model=d_model,
+            hook_point="resid_post",
+            span="response",
+            template_hash="",
+            system_rule="",
+            dtype=dtype,
+            personas="imported",
+            personas_hash="",
+            design=design,
+            seed=0,
+            judge=judge,
+        )
+
     def check(self, model: "HookedChatModel", what: str, *, force: bool = False) -> None:
         """Refuse a model that these numbers do not belong to.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption
+from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption, print_table
 
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel
@@ -53,7 +53,7 @@ def eval_capability(
         seed=seed,
         out=out,
     )
-    _print_table(f"Capability of {loaded.name}", found.rows())
+    print_table(f"Capability of {loaded.name}", found.rows())
     if out is not None:
         print(f"Results of the harness in {out}")
 
@@ -66,15 +66,3 @@ def _interventions(saved: list[Path] | None, model: HookedChatModel) -> list[Any
     for step in steps:
         step.explain(model)
     return steps
-
-
-def _print_table(title: str, rows: list[dict[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for name in rows[0]:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row.values())
-    Console().print(table)

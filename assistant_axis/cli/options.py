@@ -135,3 +135,16 @@ def load_axis(path: Path, method: str = "contrast") -> AssistantAxis:
         return AssistantAxis.load(path)
     except ArtefactMismatchError:
         return PersonaVectors.load(path).axis(chosen)
+
+
+def print_table(title: str, rows: list[dict[str, str]]) -> None:
+    """Rows with the same keys, as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in rows[0]:
+        table.add_column(name)
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption, load_axis, parse_layers, parse_window, vectors_behind
+from assistant_axis.cli.options import (
+    DEFAULT_MODEL,
+    ModelOption,
+    load_axis,
+    parse_layers,
+    parse_window,
+    print_table,
+    vectors_behind,
+)
 
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel
@@ -90,7 +98,7 @@ def cap_calibrate(
     found = calibrate(load_axis(axis, method), loaded, read_rollouts(rollouts), layers=window, progress=True)
     asked = percentile or [25.0, 50.0, 75.0]
     rows = found.rows(asked)
-    _print_table(
+    print_table(
         f"{len(found.responses)} answers, {found.tokens} tokens; raw projections, Assistant-positive",
         [{k: f"{v:.0f}" if k == "layer" else f"{v:.3g}" for k, v in row.items()} for row in rows],
     )
@@ -174,11 +182,11 @@ def cap_sweep(
         out=log,
         progress=True,
     )
-    _print_table(f"Capping along the {direction.name}; search half", found.rows())
+    print_table(f"Capping along the {direction.name}; search half", found.rows())
     if found.recommended is None or found.held_out is None:
         print(f"No setting keeps the cost below {max_cost:.0%} and incoherence within {max_incoherent:.0%}.")
     else:
-        _print_table(f"Held-out half, recommended: {found.recommended.name}", found.check_rows())
+        print_table(f"Held-out half, recommended: {found.recommended.name}", found.check_rows())
         if not beside:
             print("No controls: give --axis as persona vectors with single rollouts, or --rollouts.")
     if out is not None:
@@ -323,16 +331,4 @@ def _side_by_side(
         with model.steered(step):
             texts.append(model.generate(messages, max_new_tokens=max_new_tokens).text)
     table.add_row(*texts)
-    Console().print(table)
-
-
-def _print_table(title: str, rows: list[dict[str, str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    for name in rows[0]:
-        table.add_column(name)
-    for row in rows:
-        table.add_row(*row.values())
     Console().print(table)

@@ -346,20 +346,12 @@ class AssistantAxis:
         vectors = loaded.float() * (1 if stored_as == "default-minus-roles" else -1)
         depth, width = vectors.shape
         nothing = torch.full((101, depth), float("nan"))
-        conditions = Conditions(
-            model=model,
-            fingerprint="",
+        conditions = Conditions.imported(
+            model,
             n_layers=n_layers or depth,
             d_model=width,
-            hook_point="resid_post",
-            span="response",
-            template_hash="",
-            system_rule="",
             dtype=str(loaded.dtype).removeprefix("torch."),
-            personas="imported",
-            personas_hash="",
             design=f"imported from {Path(path).name}, stored {stored_as}",
-            seed=0,
         )
         return cls(
             layers=tuple(range(depth)),

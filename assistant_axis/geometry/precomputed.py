@@ -99,13 +99,7 @@ def save_compact(vectors: PersonaVectors, path: str | Path) -> Path:
     for method in METHODS:
         axis = AssistantAxis.from_vectors(vectors, method)
         tensors |= {f"quantiles.{method}": axis.quantiles, f"default_quantiles.{method}": axis.default_quantiles}
-    header = {
-        "roles": list(vectors.roles),
-        "layers": list(vectors.layers),
-        "default_count": vectors.default_count,
-        "conditions": vectors.conditions.as_dict(),
-    }
-    return save_artefact(path, KIND, tensors, header)
+    return save_artefact(path, KIND, tensors, vectors.header())
 
 
 def load_compact(path: str | Path) -> tuple[PersonaVectors, dict[str, torch.Tensor]]:

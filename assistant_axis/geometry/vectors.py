@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Float16, Int
@@ -245,13 +245,16 @@ class PersonaVectors:
         if samples and self.samples is not None:
             kept = {n: getattr(self.samples, n) for n in ("activations", "role", "question")}
             tensors |= {f"samples.{n}": t for n, t in kept.items() if t is not None}
-        header = {
+        return save_artefact(path, KIND, tensors, self.header())
+
+    def header(self) -> dict[str, Any]:
+        """What an artefact says beside its tensors: roles, layers, rollouts of the default, conditions."""
+        return {
             "roles": list(self.roles),
             "layers": list(self.layers),
             "default_count": self.default_count,
             "conditions": self.conditions.as_dict(),
         }
-        return save_artefact(path, KIND, tensors, header)
 
     @classmethod
     def load(cls, path: str | Path) -> "PersonaVectors":

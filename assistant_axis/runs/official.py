@@ -74,20 +74,12 @@ def import_vectors(
             f"No role in {root} has {min_rollouts} rollouts with score {min_score} or more. Lower one of them."
         )
     depth, width = shape
-    conditions = Conditions(
-        model=model,
-        fingerprint="",
+    conditions = Conditions.imported(
+        model,
         n_layers=n_layers or depth,
         d_model=width,
-        hook_point="resid_post",
-        span="response",
-        template_hash="",
-        system_rule="",
         dtype=", ".join(sorted(kinds)),
-        personas="imported",
-        personas_hash="",
         design=f"imported from {root.name}",
-        seed=0,
         judge=f"imported, score ≥ {min_score}, ≥ {min_rollouts} rollouts" if min_score else "none",
     )
     return combine(parts, tuple(range(depth)), conditions)
