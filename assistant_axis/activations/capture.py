@@ -17,14 +17,12 @@ from torch import Tensor
 from assistant_axis.activations.spans import Reading
 from assistant_axis.errors import NonFiniteError, SettingError
 from assistant_axis.models.hook_points import HookPoint, ResidPost
-from assistant_axis.models.hooked import text_config
 from assistant_axis.models.lens import HookFunction
+from assistant_axis.models.prefixes import Group, group_by_prefix, plain_cache, sliding_window
 from assistant_axis.progress import track
 
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel
-
-_SHARED_AT_LEAST = 16  # tokens; a shorter common prefix does not pay for a second pass
 
 
 @dataclass(frozen=True)
@@ -99,7 +97,9 @@ def stream_means(
     budget = token_budget or (32_768 if model.device.type == "cuda" else 4_096)
     run = _Run(model, readings, [kind(i) for i in layers], reading == "pre")
     groups = (
-        _group(readings) if share_prefixes and _can_share(model) else [_Group((k,), 0) for k in range(len(readings))]
+        group_by_prefix([r.ids for r in readings], [r.at[0] for r in readings])
+        if share_prefixes and plain_cache(model)
+        else [Group((k,), 0) for k in range(len(readings))]
     )
     single = sorted((g.rows[0] for g in groups if len(g.rows) == 1), key=lambda k: len(readings[k].ids))
     shared = sorted((g for g in groups if len(g.rows) > 1), key=lambda g: g.prefix)
@@ -107,52 +107,6 @@ def stream_means(
         yield from run.plain(rows)
     for batch in _group_batches(readings, shared, budget):
         yield from run.shared(batch)
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Sequences whose first `prefix` tokens are the same."""
-
-    rows: tuple[int, ...]
-    prefix: int
-
-
-def _group(readings: Sequence[Reading]) -> list[_Group]:
-    """Greedy groups over lexicographically sorted sequences; the prefix ends before every span."""
-    order = sorted(range(len(readings)), key=lambda k: readings[k].ids)
-    groups: list[_Group] = []
-    rows: list[int] = []
-    prefix = 0
-    for k in order:
-        ids, start = readings[k].ids, readings[k].at[0]
-        if rows:
-            common = _common(readings[rows[0]].ids, ids, min(prefix, start))
-            if common >= _SHARED_AT_LEAST and 2 * common >= prefix:
-                rows.append(k)
-                prefix = common
-                continue
-            groups.append(_Group(tuple(rows), prefix))
-        rows, prefix = [k], min(start, len(ids) - 1)
-    if rows:
-        groups.append(_Group(tuple(rows), prefix))
-    return groups
-
-
-def _common(a: Sequence[int], b: Sequence[int], limit: int) -> int:
-    limit = min(limit, len(a), len(b) - 1)
-    for k in range(limit):
-        if a[k] != b[k]:
-            return k
-    return max(limit, 0)
-
-
-def _can_share(model: "HookedChatModel") -> bool:
-    """Whether the model keeps a plain key-value cache that can be built once and selected by row."""
-    if model.lens.hook_set != "residual" or model.positions.active:
-        return False
-    kinds = set(getattr(text_config(model.lens.module), "layer_types", None) or ["full_attention"])
-    stateful = getattr(model.lens.module, "_is_stateful", False)
-    return kinds <= {"full_attention", "sliding_attention"} and not stateful
 
 
 def _plain_batches(readings: Sequence[Reading], rows: Sequence[int], budget: int) -> Iterator[list[int]]:
@@ -166,15 +120,15 @@ def _plain_batches(readings: Sequence[Reading], rows: Sequence[int], budget: int
         yield batch
 
 
-def _group_batches(readings: Sequence[Reading], groups: Sequence[_Group], budget: int) -> Iterator[list[_Group]]:
+def _group_batches(readings: Sequence[Reading], groups: Sequence[Group], budget: int) -> Iterator[list[Group]]:
     """Groups whose prefix pass and suffix pass both fit the budget; a group too large for it is split."""
-    batch: list[_Group] = []
+    batch: list[Group] = []
     rows = suffix = 0
     for group in groups:  # sorted by prefix length
         longest = max(len(readings[k].ids) - group.prefix for k in group.rows)
         fit = max(1, budget // (longest + group.prefix))  # the attention of a suffix token sees its prefix too
         for start in range(0, len(group.rows), fit):
-            part = _Group(group.rows[start : start + fit], group.prefix)
+            part = Group(group.rows[start : start + fit], group.prefix)
             more = rows + len(part.rows), max(suffix, longest)
             if batch and max((len(batch) + 1) * part.prefix, more[0] * more[1]) > budget:
                 yield batch
@@ -194,7 +148,7 @@ class _Run:
         self.model, self.readings, self.points, self.before = model, readings, points, before
         last = max(p.layer for p in points)
         self.until = last if all(isinstance(p, ResidPost) for p in points) else None
-        self.sliding = _sliding_window(model)
+        self.sliding = sliding_window(model)
 
     def plain(self, rows: Sequence[int]) -> Iterator[Means]:
         """Right-padded sequences, one pass."""
@@ -224,7 +178,7 @@ class _Run:
         yield from self.plain(rows[:half])
         yield from self.plain(rows[half:])
 
-    def shared(self, groups: Sequence[_Group]) -> Iterator[Means]:
+    def shared(self, groups: Sequence[Group]) -> Iterator[Means]:
         """Left-padded prefixes in one pass, then right-padded suffixes on the selected cache rows."""
         readings = self.readings
         rows = [k for g in groups for k in g.rows]
@@ -322,13 +276,6 @@ class _Reducer:
         """Means `[batch, point, d_model]`, mean norms `[batch, point]`, and which of them come from finite tokens."""
         stacked = torch.stack([self._found[p].cpu() for p in self.points], dim=1)
         return stacked[..., :-2], stacked[..., -2], stacked[..., -1] == 0
-
-
-def _sliding_window(model: "HookedChatModel") -> int | None:
-    config = text_config(model.lens.module)
-    kinds = getattr(config, "layer_types", None) or ()
-    window = getattr(config, "sliding_window", None)
-    return int(window) if window and "sliding_attention" in kinds else None
 
 
 def _free(model: "HookedChatModel") -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from assistant_axis.drift.trajectory import about_calibration, calibrated_rank
 from assistant_axis.errors import ModelError, SettingError
 from assistant_axis.geometry.axis import AssistantAxis
-from assistant_axis.models.generation import Answer, stop_ids
+from assistant_axis.models.generation import Answer, stop_ids, streams
 from assistant_axis.models.hook_points import ResidPost
 from assistant_axis.models.hooked import as_batch, is_batch
 
@@ -158,14 +158,14 @@ class DriftMonitor:
         answers: dict[int, Answer] = {}
         lengths = [len(self.model.chat.encode_prompt(c).ids) for c in batch]
         order = sorted(range(len(batch)), key=lengths.__getitem__)
-        seed = int(kwargs.pop("seed", 0))
+        seeds = streams(int(kwargs.pop("seed", 0)), len(batch))
         found: dict[int, MonitoredTurn] = {}
         first = len(self.turns)
-        for number, start in enumerate(range(0, len(order), batch_size)):
+        for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             with self._watching():
                 given = self.model.generate(
-                    [batch[k] for k in rows], batch_size=len(rows), seed=seed + number, **kwargs
+                    [batch[k] for k in rows], batch_size=len(rows), seed=[seeds[k] for k in rows], **kwargs
                 )
                 running = self._running
                 assert running is not None
@@ -238,7 +238,10 @@ class DriftMonitor:
 
         handle = self.model.lens.module.register_forward_pre_hook(look, with_kwargs=True)
         try:
-            with self.model.hooks([(ResidPost(self.layer), read)], before_others=self.reading == "pre"):
+            with (
+                self.model.positions.watching(),  # rows keep their places
+                self.model.hooks([(ResidPost(self.layer), read)], before_others=self.reading == "pre"),
+            ):
                 yield
         finally:
             handle.remove()

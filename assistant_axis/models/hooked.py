@@ -244,16 +244,24 @@ class HookedChatModel:
         chats = [self.chat.encode(c) for c in as_batch(conversations)]
         return *self.pad([c.ids for c in chats]), chats
 
-    def pad(
-        self, rows: Sequence[Sequence[int]], side: str = "right"
-    ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
-        """Token ids padded to one length, and the mask of real positions."""
-        longest = max(len(r) for r in rows)
+    def check_length(self, longest: int) -> None:
+        """Refuse a sequence of more tokens than the model was made for.
+
+        Raises:
+            ConversationError: with both lengths.
+        """
         limit = self.max_length
         if limit is not None and longest > limit:
             raise ConversationError(
                 f"A conversation of {longest} tokens does not fit the model's context of {limit} tokens; shorten it."
             )
+
+    def pad(
+        self, rows: Sequence[Sequence[int]], side: str = "right"
+    ) -> tuple[Int[Tensor, "batch pos"], Bool[Tensor, "batch pos"]]:
+        """Token ids padded to one length, and the mask of real positions."""
+        longest = max(len(r) for r in rows)
+        self.check_length(longest)
         fill = self.tokenizer.pad_token_id
         fill = fill if fill is not None else (self.tokenizer.eos_token_id or 0)
         ids = torch.full((len(rows), longest), int(fill), dtype=torch.long)
@@ -321,7 +329,8 @@ class HookedChatModel:
         """Answer one conversation (→ `Answer`) or many (→ list of `Answer`, in the same order).
 
         See [`generate`][assistant_axis.models.generation.generate] for all arguments:
-        `max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=0, seed=0, batch_size=16, progress=False`.
+        `max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=0, seed=0, batch_size=16, layers=None, logprobs=False,
+        progress=False`.
         """
         from assistant_axis.models.generation import generate
 

@@ -78,12 +78,11 @@ class BridgeLens:
 
     def generate(self, ids: Int[Tensor, "batch pos"], mask: Tensor, **kwargs: Any) -> Tensor:
         """HF's own generation loop on left-padded ids; hooks fire at prefill and at every step."""
-        if kwargs.get("do_sample"):
-            from assistant_axis.models.sampling import Sampler
-
-            sampler = Sampler(kwargs.pop("temperature"), kwargs.pop("top_p"), kwargs.pop("top_k"))
-            kwargs |= {"do_sample": False, "logits_processor": [sampler]}
-        return self.module.generate(input_ids=ids, attention_mask=mask, **kwargs)
+        sampler = kwargs.pop("sampler", None)  # it leaves one token in the scores: the loop is greedy
+        chosen = [] if sampler is None else [sampler]
+        return self.module.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, logits_processor=chosen, **kwargs
+        )
 
 
 class HookedTransformerLens:
@@ -123,25 +122,33 @@ class HookedTransformerLens:
 
     def generate(self, ids: Int[Tensor, "batch pos"], mask: Tensor, **kwargs: Any) -> Tensor:
         """Row by row without padding: its own batched generation ignores the attention mask."""
-        wanted = kwargs["max_new_tokens"]
-        pad = kwargs["pad_token_id"]
-        stops = set(kwargs.get("eos_token_id") or [])
+        wanted, pad, sampler = kwargs["max_new_tokens"], kwargs["pad_token_id"], kwargs.get("sampler")
+        stops = kwargs.get("eos_token_id") or []
+        settings: dict[str, Any] = {"do_sample": False}
+        if sampler is not None:
+            how = sampler.sampler
+            settings = {
+                "do_sample": True,
+                "temperature": how.temperature,
+                "top_p": how.top_p,
+                "top_k": how.top_k or None,
+            }
         rows = []
-        for row, real in zip(ids, mask, strict=True):
+        for n, (row, real) in enumerate(zip(ids, mask, strict=True)):
             prompt = row[real.bool()][None]
-            out = self.model.generate(
-                prompt,
-                max_new_tokens=wanted,
-                stop_at_eos=bool(stops),
-                eos_token_id=sorted(stops) or None,
-                do_sample=kwargs.get("do_sample", False),
-                temperature=kwargs.get("temperature", 1.0),
-                top_p=kwargs.get("top_p"),
-                top_k=kwargs.get("top_k") or None,
-                return_type="tokens",
-                verbose=False,
-                prepend_bos=False,
-            )
+            with torch.random.fork_rng(devices=[ids.device] if ids.device.type == "cuda" else []):
+                if sampler is not None:  # its loop draws from the global state
+                    torch.manual_seed(sampler.seeds[n])
+                out = self.model.generate(
+                    prompt,
+                    max_new_tokens=wanted,
+                    stop_at_eos=bool(stops),
+                    eos_token_id=sorted(stops) or None,
+                    return_type="tokens",
+                    verbose=False,
+                    prepend_bos=False,
+                    **settings,
+                )
             new = out[0, prompt.shape[1] :]
             rows.append(torch.cat([row, new, new.new_full((wanted - len(new),), pad)]))
         return torch.stack(rows)
@@ -205,11 +212,26 @@ class Positions:
         self._mask: Tensor | None = None
         self._offset = 0
         self._trackers = 0
+        self._watchers = 0
 
     @property
     def active(self) -> bool:
         """Whether an intervention in force asks for positions."""
         return self._trackers > 0
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody follows generation pass by pass, so that rows must keep their places."""
+        return self._watchers > 0
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow generation pass by pass for the length of a `with` block."""
+        self._watchers += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
 
     @contextmanager
     def known(self, response: Bool[Tensor, "batch pos"] | None, *, generating: bool = False) -> Iterator[None]:

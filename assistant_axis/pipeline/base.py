@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from assistant_axis.errors import SettingError
 from assistant_axis.geometry.axis import AssistantAxis
-from assistant_axis.models.generation import decode, stop_ids
+from assistant_axis.models.generation import continue_prompts
 from assistant_axis.models.hooked import HookedChatModel
 from assistant_axis.progress import track
 from assistant_axis.steering.interventions import Add
@@ -144,13 +143,17 @@ def complete_prefills(
     with track(len(jobs) * len(doses), "Completing openings", show=progress) as advance:
         for dose in doses:
             with model.steered(Add(axis, dose, layers=where, force=True)):
-                for start in range(0, len(jobs), batch_size):
-                    batch = jobs[start : start + batch_size]
-                    texts = _continue(
-                        model, [ids for _, ids in batch], max_new_tokens, temperature, top_p, seed + start
-                    )
-                    found += [Completion(p, float(dose), t) for (p, _), t in zip(batch, texts, strict=True)]
-                    advance(len(batch))
+                said = continue_prompts(
+                    model,
+                    [ids for _, ids in jobs],
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    top_p=top_p,
+                    seed=seed,
+                    batch_size=batch_size,
+                )
+            found += [Completion(p, float(dose), _first_line(a.text)) for (p, _), a in zip(jobs, said, strict=True)]
+            advance(len(jobs))
     return found
 
 
@@ -229,29 +232,9 @@ def label_completions(completions: Sequence[Completion], judge: CompletionJudge)
     return {d: {k: n / sum(t.values()) for k, n in t.most_common()} for d, t in sorted(counts.items())}
 
 
-def _continue(
-    model: HookedChatModel, rows: Sequence[Sequence[int]], new: int, temperature: float, top_p: float, seed: int
-) -> list[str]:
-    """First line of each continuation, sampled."""
-    ids, mask = model.pad(rows, side="left")
-    stops = stop_ids(model)
-    pad = model.tokenizer.pad_token_id
-    cuda = [model.device] if model.device.type == "cuda" else []
-    with torch.inference_mode(), torch.random.fork_rng(devices=cuda):
-        torch.manual_seed(seed)
-        out = model.lens.generate(
-            ids.to(model.device),
-            mask.to(model.device, torch.long),
-            max_new_tokens=new,
-            do_sample=True,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=0,
-            eos_token_id=list(stops) or None,
-            pad_token_id=pad if pad is not None else (stops[0] if stops else 0),
-        )
-    texts = [decode(model, row) for row in out[:, ids.shape[1] :].cpu().tolist()]
-    return [t.strip().splitlines()[0].strip() if t.strip() else "" for t in texts]
+def _first_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[0].strip() if lines else ""
 
 
 def _labels(texts: Sequence[str], members: np.ndarray, clusters: int, vectorizer: Any) -> list[str]:

@@ -237,12 +237,12 @@ def test_interventions_by_position_switch_sharing_off(tiny_model):
     plain = tiny_model.activations([messages, other], layers=0)
     prompt = tiny_model.activations([messages, other], "prompt", layers=0)
     with tiny_model.steered(Push()):
-        assert not capture._can_share(tiny_model)
+        assert not capture.plain_cache(tiny_model)
         torch.testing.assert_close(
             tiny_model.activations([messages, other], layers=0), plain + 3.0, rtol=1e-5, atol=1e-4
         )
         torch.testing.assert_close(tiny_model.activations([messages, other], "prompt", layers=0), prompt)
-    assert capture._can_share(tiny_model)
+    assert capture.plain_cache(tiny_model)
 
 
 def test_bfloat16_model_gives_float32_means():

@@ -20,8 +20,8 @@ from assistant_axis.drift.behaviour import (
 )
 from assistant_axis.drift.simulate import Simulation, simulate
 from assistant_axis.errors import IntegrityError, SettingError, UnknownNameError
+from assistant_axis.models.scoring import log_likelihoods
 from assistant_axis.plots.drift import behaviour_map
-from assistant_axis.steering.adherence import log_likelihoods
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ from assistant_axis.judges import (
 )
 from assistant_axis.judges.base import key_of
 from assistant_axis.judges.likelihood import Thresholds, calibrate
+from assistant_axis.models.scoring import log_likelihoods
 from assistant_axis.personas.rollouts import Rollout, write_rollouts
-from assistant_axis.steering.adherence import log_likelihoods
 
 sys.path.insert(0, str(Path(__file__).parent))
 from stub import Stub

@@ -234,16 +234,16 @@ def test_the_sampler_draws_from_the_distribution_of_a_full_sort(monkeypatch, spr
     torch.manual_seed(0)
     scores = spread * torch.randn(4, 3000)
     seen = []
-    pick = torch.multinomial
-    monkeypatch.setattr(sampling.torch, "multinomial", lambda p, n: seen.append(p) or pick(p, n))
+    pick = sampling._invert
+    monkeypatch.setattr(sampling, "_invert", lambda mass, at: seen.append(mass) or pick(mass, at))
     sampler = sampling.Sampler(temperature, top_p, top_k)
     expected = by_full_sort(scores, temperature, top_p, top_k)
-    for _ in range(5):
-        token = sampler.draw(scores)
+    for at in (0.0, 0.3, 0.9, 1 - 2**-24):
+        token = sampler.draw(scores, torch.full((len(scores),), at))
         assert bool((expected.gather(-1, token) > 0).all())
     ours = seen[0] / seen[0].sum(-1, keepdim=True)
     order = ours.sort(-1, descending=True).values
     assert torch.allclose(order, expected.sort(-1, descending=True).values[:, : order.shape[1]], atol=1e-6)
     assert int((ours > 0).sum()) == int((expected > 0).sum())
-    only = sampler(torch.zeros(4, 1), scores)
+    only = sampling.Picked(sampler, [1, 2, 3, 4], 1)(torch.zeros(4, 1), scores)
     assert (only == 0).sum(-1).tolist() == [1] * 4

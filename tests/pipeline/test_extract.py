@@ -4,8 +4,6 @@ import pytest
 import tiny
 import torch
 
-from assistant_axis.activations import capture
-from assistant_axis.activations.spans import Reading
 from assistant_axis.errors import (
     ArtefactMismatchError,
     GeometryError,
@@ -15,6 +13,7 @@ from assistant_axis.errors import (
 )
 from assistant_axis.geometry.vectors import PersonaVectors
 from assistant_axis.models.hook_points import ResidPost
+from assistant_axis.models.prefixes import group_by_prefix
 from assistant_axis.personas.library import DEFAULT_PROMPTS, PersonaLibrary, Question, Role, plan
 from assistant_axis.personas.rollouts import read_rollouts
 from assistant_axis.pipeline import extract
@@ -295,7 +294,5 @@ def test_names_and_yield(tiny_model):
 
 def test_capture_groups_never_reach_into_a_span():
     ids = tuple(range(50))
-    groups = capture._group(
-        [Reading(ids, range(20, 30)), Reading((*ids[:40], 99), range(30, 41)), Reading(ids, range(48, 50))]
-    )
+    groups = group_by_prefix([ids, (*ids[:40], 99), ids], [20, 30, 48])
     assert [g.prefix for g in groups] == [20]

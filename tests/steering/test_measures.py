@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from assistant_axis.errors import ArtefactMismatchError, ConversationError, GeometryError, SettingError
+from assistant_axis.models.scoring import log_likelihoods
 from assistant_axis.personas.rollouts import Rollout
 from assistant_axis.steering.adherence import (
     Case,
     adherence,
     answer_cases,
     is_incoherent,
-    log_likelihoods,
     neutral_perplexity,
     persona_cases,
 )
