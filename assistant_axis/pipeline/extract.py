@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from assistant_axis.activations.capture import stream_means
-from assistant_axis.activations.spans import SPANS, Reading, locate, read_answer
+from assistant_axis.activations.capture import Means, stream_means
+from assistant_axis.activations.spans import SPANS, locate
 from assistant_axis.activations.store import Conditions, load_artefact, save_artefact
-from assistant_axis.errors import ArtefactMismatchError, GeometryError, IntegrityError, SettingError
+from assistant_axis.errors import ArtefactMismatchError, GeometryError, IntegrityError, NonFiniteError, SettingError
 from assistant_axis.geometry.questions import SPREAD
 from assistant_axis.geometry.vectors import PersonaVectors, Samples
 from assistant_axis.models.generation import Answer
@@ -217,14 +217,14 @@ class _Job:
     def _part(self, group: Sequence[str], buckets: dict[str, list[int]], number: int) -> Part:
         rows = [k for n in group for k in buckets[n]]
         owner = [i for i, n in enumerate(group) for _ in buckets[n]]
-        readings, owner, questions, rollouts = self._readings(rows, owner, number)
+        read, owner, questions, rollouts = self._read(rows, owner, number)
         shape = (len(group), len(self.layers), self.model.d_model)
         sums, counts = torch.zeros(shape), torch.zeros(len(group), dtype=torch.long)
         norms = torch.zeros(len(self.layers))
         every = max(1, -(-len(self.asks) // max(self.keep_samples, 1)))
         kept: dict[int, Tensor] = {}
         whose = torch.tensor(owner)
-        for part in stream_means(self.model, readings, self.layers):
+        for part in read:
             index = whose[list(part.rows)]
             sums.index_add_(0, index, part.means)
             counts += torch.bincount(index, minlength=len(group))
@@ -237,15 +237,16 @@ class _Job:
         asked = torch.tensor(questions)
         return Part(tuple(group), sums, counts, norms, samples, whose[order], asked[order], rollouts)
 
-    def _readings(
+    def _read(
         self, rows: Sequence[int], owner: Sequence[int], number: int
-    ) -> tuple[list[Reading], list[int], list[int], tuple[Rollout, ...]]:
+    ) -> tuple[Iterable[Means], list[int], list[int], tuple[Rollout, ...]]:
+        """Means of these rows as they come, whose they are, which question each answers, and what was said."""
         asks = [self.asks[k] for k in rows]
         numbers = number_questions(a.question.id for a in self.asks)
         asked = [numbers[k] for k in rows]
         if self.span != "response":
             readings = [replace(locate(self.model, a.messages, self.span), label=label(a)) for a in asks]
-            return readings, list(owner), asked, ()
+            return stream_means(self.model, readings, self.layers), list(owner), asked, ()
         s = self.sampling
         answers: list[Answer] = self.model.generate(
             [a.messages for a in asks],
@@ -254,11 +255,23 @@ class _Job:
             top_p=s.top_p,
             batch_size=s.batch_size,
             seed=self.seed + 7919 * number,
+            layers=self.layers,
         )
         rollouts = tuple(Rollout.of(a, answer) for a, answer in zip(asks, answers, strict=True))
-        kept = [k for k, a in enumerate(answers) if a.ids]  # an empty answer has no token to average
-        readings = [replace(read_answer(answers[k].prompt_ids, answers[k].ids), label=label(asks[k])) for k in kept]
-        return readings, [owner[k] for k in kept], [asked[k] for k in kept], rollouts
+        kept = [k for k, a in enumerate(answers) if a.means is not None]  # an empty answer has no token to average
+        read = [_answered(n, answers[k], label(asks[k])) for n, k in enumerate(kept)]
+        return read, [owner[k] for k in kept], [asked[k] for k in kept], rollouts
+
+
+def _answered(row: int, answer: Answer, name: str) -> Means:
+    """What one answer's tokens were while they were generated."""
+    assert answer.means is not None
+    assert answer.norms is not None
+    if not torch.isfinite(answer.means).all():
+        raise NonFiniteError(
+            f"The activations of the answer of {name} are not finite. Load the model in bfloat16 or float32."
+        )
+    return Means((row,), answer.means[None], answer.norms[None])
 
 
 def combine(parts: Sequence[Part], layers: tuple[int, ...], conditions: Conditions) -> PersonaVectors:

@@ -132,17 +132,19 @@ def test_same_seed_same_result(tiny_model):
 
 def _interrupt(monkeypatch, after):
     """KeyboardInterrupt inside the `after`-th part."""
-    whole, parts = extract.stream_means, 0
+    whole, parts = extract._Job._read, 0
 
-    def stream(*args, **kwargs):
+    def cut(means):
+        yield next(iter(means))
+        raise KeyboardInterrupt
+
+    def read(*args, **kwargs):
         nonlocal parts
         parts += 1
-        for k, part in enumerate(whole(*args, **kwargs)):
-            if parts == after and k == 0:
-                raise KeyboardInterrupt
-            yield part
+        means, *others = whole(*args, **kwargs)
+        return cut(means) if parts == after else means, *others
 
-    monkeypatch.setattr(extract, "stream_means", stream)
+    monkeypatch.setattr(extract._Job, "_read", read)
     return whole
 
 
@@ -165,7 +167,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bits(tiny_model, tmp_path
         done.append(1)
         return original(*args, **kwargs)
 
-    monkeypatch.setattr(extract, "stream_means", count)
+    monkeypatch.setattr(extract._Job, "_read", count)
     got = run(tiny_model, span, out=tmp_path / "cut", **more)
     assert len(done) == 2  # 12 buckets in parts of 3 are four parts, two of which were there
     for name in ("vectors", "default", "default_conditions", "counts", "resid_norms"):
@@ -195,7 +197,7 @@ def test_an_unfinished_run_with_other_settings_is_refused(tiny_model, tmp_path, 
     original = _interrupt(monkeypatch, after=2)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_model, out=tmp_path)
-    monkeypatch.setattr(extract, "stream_means", original)
+    monkeypatch.setattr(extract._Job, "_read", original)
     with pytest.raises(ArtefactMismatchError, match=said):
         run(tiny_model, **{"out": tmp_path, **changes})
     other, _ = tiny.make_pair("llama", seed=9)
@@ -210,7 +212,7 @@ def test_damaged_parts_are_made_again(tiny_model, tmp_path, monkeypatch, damage)
     original = _interrupt(monkeypatch, after=3)
     with pytest.raises(KeyboardInterrupt):
         run(tiny_model, "response", out=tmp_path, **SPOKEN)
-    monkeypatch.setattr(extract, "stream_means", original)
+    monkeypatch.setattr(extract._Job, "_read", original)
     part = tmp_path / "parts" / "00001.safetensors"
     whole = part.read_bytes()
     if damage == "truncate":
