@@ -253,7 +253,7 @@ def test_empty_answers_count_for_nothing(tiny_model, monkeypatch):
     def some_silent(self, conversations, **options):
         answers = generate(self, conversations, **options)
         return [
-            dataclasses.replace(a, ids=(), text="") if "the moon" in c[0]["content"] else a
+            dataclasses.replace(a, ids=(), text="", means=None) if "the moon" in c[0]["content"] else a
             for a, c in zip(answers, conversations, strict=True)
         ]
 
@@ -263,7 +263,7 @@ def test_empty_answers_count_for_nothing(tiny_model, monkeypatch):
     monkeypatch.setattr(
         type(tiny_model),
         "generate",
-        lambda self, c, **o: [dataclasses.replace(a, ids=(), text="") for a in generate(self, c, **o)],
+        lambda self, c, **o: [dataclasses.replace(a, ids=(), text="", means=None) for a in generate(self, c, **o)],
     )
     with pytest.raises(GeometryError, match="no answer at all"):
         run(tiny_model, "response", **SPOKEN)
