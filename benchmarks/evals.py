@@ -23,6 +23,7 @@ from assistant_axis.steering.formats import load_intervention, save_intervention
 
 WINDOW = range(16, 24)
 PERCENTILE = 70
+PART = 250  # items
 RUNS = ("hf", "ours", "zero", "cap", "random")
 
 
@@ -81,11 +82,9 @@ def hellaswag(reference: Path, vectors: Path, out: Path, names: list[str], limit
     task = write_task(reference / "hellaswag_val_1000.txt", out / "task")
     runs: dict[str, dict[str, Any]] = {}
     for name in names:
-        wall, cpu = time.perf_counter(), time.process_time()
-        found = run(name, str(task), vectors, out, limit)
-        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        kept = {"results": found["results"], "samples": found["samples"], "wall": wall, "cpu": cpu}
-        (out / f"hellaswag-{name}-{limit}.json").write_text(json.dumps(kept, default=str), encoding="utf-8")
+        file = out / f"hellaswag-{name}-{limit}.json"
+        if not file.is_file():
+            file.write_text(json.dumps(in_parts(name, str(task), vectors, out, limit), default=str), encoding="utf-8")
     for name in RUNS:
         file = out / f"hellaswag-{name}-{limit}.json"
         if not file.is_file():
@@ -102,8 +101,26 @@ def hellaswag(reference: Path, vectors: Path, out: Path, names: list[str], limit
                 print(f"  {change.metric}: {change.change}; {change.change.lost} fell, {change.change.gained} rose")
 
 
-def run(name: str, task: str, vectors: Path, out: Path, limit: int) -> dict[str, Any]:
-    """One run of the harness with its samples; loading the model is not timed apart."""
+def in_parts(name: str, task: str, vectors: Path, out: Path, limit: int) -> dict[str, Any]:
+    """All items in parts of `PART`; each part is kept, so that an interrupted run goes on where it was."""
+    parts = []
+    for start in range(0, limit, PART):
+        file = out / f"hellaswag-{name}-{start}-{min(start + PART, limit)}.json"
+        if not file.is_file():
+            wall, cpu = time.perf_counter(), time.process_time()
+            found = run(name, task, vectors, out, list(range(start, min(start + PART, limit))))
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            kept = {"samples": found["samples"], "wall": wall, "cpu": cpu}
+            file.write_text(json.dumps(kept, default=str), encoding="utf-8")
+        parts.append(json.loads(file.read_text(encoding="utf-8")))
+    rows = [row for part in parts for row in next(iter(part["samples"].values()))]
+    means = {metric: sum(float(r[metric]) for r in rows) / len(rows) for metric in ("acc", "acc_norm")}
+    totals = {clock: sum(part[clock] for part in parts) for clock in ("wall", "cpu")}
+    return {"results": {"hellaswag_local": means}, "samples": {"hellaswag_local": rows}, **totals}
+
+
+def run(name: str, task: str, vectors: Path, out: Path, items: list[int]) -> dict[str, Any]:
+    """One run of the harness over these items, with its samples; loading the model is not timed apart."""
     from lm_eval import simple_evaluate
     from lm_eval.models import huggingface
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -128,7 +145,7 @@ def run(name: str, task: str, vectors: Path, out: Path, limit: int) -> dict[str,
         }
         lm = HookedLM(model, *steps[name](), batch_size=16)
     evaluate: Any = simple_evaluate
-    return evaluate(lm, tasks=[read_task(task)], limit=limit, bootstrap_iters=1000)
+    return evaluate(lm, tasks=[read_task(task)], samples={"hellaswag_local": items}, bootstrap_iters=1000)
 
 
 def scores(results: dict[str, Any]) -> list[float]:

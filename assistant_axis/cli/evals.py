@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption, print_table
+from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption, load_axis, load_vectors, print_table
 
 if TYPE_CHECKING:
+    from assistant_axis.evals.jailbreak import ResponseLabeller
     from assistant_axis.models.hooked import HookedChatModel
 
 app = typer.Typer(no_args_is_help=True, help="Evaluations: what an intervention gains and what it costs.")
 
 CapOption = Annotated[
     list[Path] | None, typer.Option("--cap", "-c", help="A saved intervention (.safetensors); several act together.")
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", "-d", help="JSONL or CSV: id, category, system, question; default: mild ones.")
+]
+SafeOption = Annotated[Path | None, typer.Option(help="Questions that should be answered, in the same format.")]
+JudgeOption = Annotated[
+    str | None, typer.Option("--judge-model", help="A model that labels by the rubric; default: by form, without harm.")
 ]
 
 
@@ -56,6 +65,166 @@ def eval_capability(
     print_table(f"Capability of {loaded.name}", found.rows())
     if out is not None:
         print(f"Results of the harness in {out}")
+
+
+@app.command("susceptibility")
+def eval_susceptibility(
+    axis: Annotated[str, typer.Option("--axis", "-a", help="Persona vectors, or the name of a model whose ship.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table, figure and answers; resumable.")],
+    model: ModelOption = DEFAULT_MODEL,
+    method: Annotated[str, typer.Option(help="contrast or pc1.")] = "pc1",
+    roles: Annotated[int, typer.Option(help="So many roles, the nearest to the Assistant.")] = 50,
+    prompts: Annotated[int, typer.Option(help="System prompts a role.")] = 4,
+    pairs: Annotated[int | None, typer.Option(help="Only so many pairs of prompt and question a role.")] = None,
+    dose: Annotated[list[float] | None, typer.Option(help="Fraction of the residual norm; several times.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Default: the monitoring layer.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer.")] = 48,
+    seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Answers a pass.")] = 32,
+) -> None:
+    """Who the model says it is, under roles near the Assistant and over doses along the axis; labelled without a judge."""
+    from assistant_axis.errors import SettingError
+    from assistant_axis.evals.saving import save_results
+    from assistant_axis.evals.susceptibility import DOSES, nearest_roles, susceptibility
+    from assistant_axis.models.loading import load_model
+
+    if method not in ("contrast", "pc1"):
+        raise SettingError(f'--method {method} is not known; use "contrast" or "pc1".')
+    vectors = load_vectors(Path(axis))
+    loaded = load_model(model)
+    vectors.check(loaded)
+    found = susceptibility(
+        loaded,
+        load_axis(Path(axis), method),
+        nearest_roles(vectors, roles, layer=layer),
+        doses=dose or DOSES,
+        prompts=prompts,
+        limit=pairs,
+        layer=layer,
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        batch_size=batch_size,
+        progress=True,
+        keep=out / "answers",
+    )
+    found.save(out / "answers.jsonl")
+    print_table(f"Susceptibility of {found.model}, layer {found.layer}", found.rows())
+    head = {"model": found.model, "direction": found.direction, "layer": found.layer, "seed": seed}
+    _say(save_results(out, "susceptibility", found.rows(), head, found.plot()))
+
+
+@app.command("jailbreaks")
+def eval_jailbreaks(
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and answers.")],
+    data: DataOption = None,
+    cap: CapOption = None,
+    model: ModelOption = DEFAULT_MODEL,
+    safe: SafeOption = None,
+    judge_model: JudgeOption = None,
+    limit: Annotated[int | None, typer.Option(help="The first so many rows.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Answers a pass.")] = 16,
+) -> None:
+    """Persona jailbreaks with and without interventions, over the same rows."""
+    from assistant_axis.errors import SettingError
+    from assistant_axis.evals.jailbreak import MILD, jailbreak, read_prompts
+    from assistant_axis.evals.saving import save_results
+    from assistant_axis.models.loading import load_model
+
+    if limit is not None and limit < 1:
+        raise SettingError(f"--limit {limit}: at least one row is needed.")
+    rows = read_prompts(data or MILD)[:limit]
+    harmless = read_prompts(safe) if safe else []
+    loaded = load_model(model)
+    found = jailbreak(
+        loaded,
+        rows,
+        *_interventions(cap, loaded),
+        labeller=_labeller(judge_model),
+        safe=harmless,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=True,
+    )
+    print_table(f"Persona jailbreaks of {loaded.name}", found.rows())
+    parts = {"bare": found.bare, "baseline": found.baseline, "steered": found.steered}
+    if found.safe is not None:
+        parts |= {"safe": found.safe[0], "safe, steered": found.safe[1]}
+    answers = {
+        name: [
+            {"id": p.id, "category": p.category, "answer": a, "label": x}
+            for p, a, x in zip(r.prompts, r.answers, r.labels, strict=True)
+        ]
+        for name, r in parts.items()
+    }
+    head = {"model": loaded.name, "interventions": [str(c) for c in cap or []], "judge": judge_model or "by form"}
+    _say(save_results(out, "jailbreaks", found.rows(), head | {"answers": answers}))
+
+
+@app.command("report")
+def eval_report(
+    cap: Annotated[list[Path], typer.Option("--cap", "-c", help="A saved intervention; each is one row.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and Pareto plot.")],
+    model: ModelOption = DEFAULT_MODEL,
+    data: DataOption = None,
+    safe: SafeOption = None,
+    judge_model: JudgeOption = None,
+    tasks: Annotated[str, typer.Option("--tasks", "-t", help="As in eval capability.")] = "everyday_choice",
+    limit: Annotated[int | None, typer.Option(help="The first so many items of each task.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Labels that count; default: the two harmful ones.")] = None,
+    max_cost: Annotated[float, typer.Option(help="Allowed fall of capability, a fraction.")] = 0.02,
+    max_new_tokens: Annotated[int, typer.Option(help="An answer.")] = 64,
+    seed: Annotated[int, typer.Option(help="Of the random direction.")] = 0,
+) -> None:
+    """Every intervention in one table: chosen on one half, reported on the other beside a random direction."""
+    from assistant_axis.errors import SettingError, UnknownNameError
+    from assistant_axis.evals.jailbreak import HARMFUL, MILD, RESPONSE_LABELS, read_prompts
+    from assistant_axis.evals.report import Suites, evaluate
+    from assistant_axis.evals.saving import save_results
+    from assistant_axis.models.loading import load_model
+
+    for name in label or []:
+        if name not in RESPONSE_LABELS:
+            raise UnknownNameError("label", name, RESPONSE_LABELS)
+    if len({c.stem for c in cap}) < len(cap):
+        raise SettingError("Two interventions have one file name; rename one, the table names them by it.")
+    rows = read_prompts(data or MILD)
+    harmless = read_prompts(safe) if safe else []
+    loaded = load_model(model)
+    steps = dict(zip([c.stem for c in cap], _interventions(cap, loaded), strict=True))
+    suites = Suites(
+        rows,
+        _labeller(judge_model),
+        harmless,
+        [t.strip() for t in tasks.split(",") if t.strip()],
+        limit,
+        max_new_tokens,
+        label or HARMFUL,
+    )
+    found = evaluate(loaded, steps, suites, max_cost=max_cost, seed=seed)
+    print_table(f"Interventions on {loaded.name}", found.rows())
+    head = {
+        "model": loaded.name,
+        "labels": list(suites.labels),
+        "judge": judge_model or "by form",
+        "chosen": found.chosen,
+        "max_cost": max_cost,
+        "searched": [asdict(e) for e in found.searched],
+        "held out": [asdict(e) for e in (found.reported, found.control) if e is not None],
+    }
+    _say(save_results(out, "report", found.rows(), head, found.plot()))
+
+
+def _labeller(judge_model: str | None) -> ResponseLabeller:
+    """A local model with the rubric, or by form."""
+    from assistant_axis.evals.jailbreak import RubricJudge, pattern_labels
+    from assistant_axis.models.loading import load_model
+
+    return RubricJudge.of_model(load_model(judge_model)) if judge_model else pattern_labels
+
+
+def _say(files: list[Path]) -> None:
+    print("Written: " + ", ".join(str(f) for f in files))
 
 
 def _interventions(saved: list[Path] | None, model: HookedChatModel) -> list[Any]:

@@ -355,6 +355,7 @@ def jailbreak(
     safe: Sequence[JailbreakPrompt] = (),
     max_new_tokens: int = 128,
     batch_size: int = 16,
+    progress: bool = False,
 ) -> JailbreakResult:
     """Answer every row bare, under its persona, and under its persona with the interventions; greedy, so that pairs are pairs.
 
@@ -366,6 +367,7 @@ def jailbreak(
         safe: questions that should be answered, for over-refusal (`load_xstest`).
         max_new_tokens: an answer.
         batch_size: answers a pass.
+        progress: show bars.
 
     Raises:
         SettingError: no row.
@@ -379,7 +381,13 @@ def jailbreak(
     def ask(rows: Sequence[JailbreakPrompt], *steps: "Intervention", bare: bool = False) -> Responses:
         with model.steered(*steps):
             chats = [r.bare if bare else r.messages for r in rows]
-            answers = [a.text for a in model.generate(chats, max_new_tokens=max_new_tokens, batch_size=batch_size)]
+            said = model.generate(
+                chats,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                progress="Answers" if progress else False,
+            )
+        answers = [a.text for a in said]
         labels = list(labeller(rows, answers))
         off = [x for x in labels if x not in RESPONSE_LABELS]
         if off or len(labels) != len(answers):

@@ -4,6 +4,7 @@ After Lu et al. 2026, section 3 and figure 4: steering away from the Assistant f
 mystical voice. Far steering is incoherence, so the nonsensical share stands beside every other one.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -188,6 +189,7 @@ def susceptibility(
     seed: int = 0,
     batch_size: int = 32,
     progress: bool = False,
+    keep: str | Path | None = None,
 ) -> Susceptibility:
     """Identity questions under role prompts, over doses along the axis (the paper: 50 roles × 4 prompts × 5 questions).
 
@@ -204,9 +206,10 @@ def susceptibility(
         library: default: the bundled one.
         max_new_tokens, temperature, top_p, seed, batch_size: as in `generate`.
         progress: show a bar.
+        keep: a folder; the answers of every finished dose are kept there, and an interrupted run goes on from them.
 
     Raises:
-        SettingError: no role, dose or question, or fewer prompts than asked for.
+        SettingError: no role, dose or question, fewer prompts than asked for, or a folder with answers of other settings.
         UnknownNameError: a role that the library does not hold.
         DatasetError: a labeller that answers off the rubric.
     """
@@ -227,8 +230,23 @@ def susceptibility(
             pairs = [pairs[(place + k * (len(questions) + 1)) % len(pairs)] for k in range(min(limit, len(pairs)))]
         plan += [(name, p, held[p], questions[q]) for p, q in pairs]
     chats = [[{"role": "system", "content": s}, {"role": "user", "content": q}] for _, _, s, q in plan]
+    conditions = {
+        "model": model.fingerprint,
+        "direction": [
+            direction.name,
+            hashlib.sha256(direction.unit[where].float().cpu().numpy().tobytes()).hexdigest(),
+        ],
+        "layer": where,
+        "sampling": [max_new_tokens, temperature, top_p, seed, batch_size],
+        "asked": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
+    }
     rows: list[tuple[float, str, int, str, str]] = []
     for dose in doses:
+        file = None if keep is None else Path(keep) / f"answers{float(dose):+g}.json"
+        texts = None if file is None else _kept(file, conditions, len(plan))
+        if texts is not None:
+            rows += [(float(dose), n, p, q, t) for (n, p, _, q), t in zip(plan, texts, strict=True)]
+            continue
         with model.steered(Add(direction, dose, layers=where)):
             answers = model.generate(
                 chats,
@@ -239,10 +257,31 @@ def susceptibility(
                 batch_size=batch_size,
                 progress=f"Dose {dose:+g}" if progress else False,
             )
-        rows += [(float(dose), n, p, q, a.text) for (n, p, _, q), a in zip(plan, answers, strict=True)]
+        texts = [a.text for a in answers]
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(file) as scratch:
+                scratch.write_text(json.dumps({"conditions": conditions, "answers": texts}), encoding="utf-8")
+        rows += [(float(dose), n, p, q, t) for (n, p, _, q), t in zip(plan, texts, strict=True)]
     labels = _labels(labeller or IdentityLabeller(), [r[-1] for r in rows])
     found = tuple(IdentityAnswer(*row, label) for row, label in zip(rows, labels, strict=True))
     return Susceptibility(model.name, direction.name, where, found)
+
+
+def _kept(file: Path, conditions: dict[str, Any], count: int) -> list[str] | None:
+    """Answers of an earlier run, if there are any."""
+    if not file.is_file():
+        return None
+    try:
+        said: Any = json.loads(file.read_text(encoding="utf-8"))
+        before, texts = said["conditions"], said["answers"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise SettingError(
+            f"{file} cannot be read as kept answers ({e}). Remove it, and its dose is asked again."
+        ) from e
+    if before != conditions or len(texts) != count:
+        raise SettingError(f"{file} holds answers of other settings. Remove it, or give another folder.")
+    return [str(t) for t in texts]
 
 
 def _labels(labeller: Labeller, answers: Sequence[str]) -> list[str]:
