@@ -1,8 +1,5 @@
 """From a model and a library of roles to persona vectors, in parts that survive an interruption."""
 
-import hashlib
-import json
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,19 +10,19 @@ from torch import Tensor
 
 from assistant_axis.activations.capture import Means, stream_means
 from assistant_axis.activations.spans import SPANS, locate
-from assistant_axis.activations.store import Conditions, load_artefact, save_artefact
-from assistant_axis.errors import ArtefactMismatchError, GeometryError, IntegrityError, NonFiniteError, SettingError
+from assistant_axis.activations.store import Conditions
+from assistant_axis.errors import GeometryError, NonFiniteError, SettingError
 from assistant_axis.geometry.questions import SPREAD
 from assistant_axis.geometry.vectors import PersonaVectors, Samples
 from assistant_axis.models.generation import Answer
 from assistant_axis.models.hooked import HookedChatModel
 from assistant_axis.personas.library import DEFAULT, Ask, PersonaLibrary, display_name, load_personas, plan
-from assistant_axis.personas.rollouts import Rollout, read_rollouts, write_rollouts
+from assistant_axis.personas.rollouts import Rollout, write_rollouts
+from assistant_axis.pipeline.parts import Part, open_parts
 from assistant_axis.progress import track
 
 PART = "part of an extraction"
 ROLES_A_PART = 12
-_TENSORS = ("sums", "counts", "norms", "samples", "sample_roles", "sample_questions")
 
 
 @dataclass(frozen=True)
@@ -91,6 +88,7 @@ def extract_persona_vectors(
         SettingError: impossible sizes or an unknown span.
         NonFiniteError: activations that are not finite.
         ArtefactMismatchError: `out` holds an unfinished run with other settings.
+        RunError: `out` cannot be written, or another process writes to it.
     """
     if span not in SPANS:
         raise SettingError(f"span={span!r} is not known; use one of {', '.join(SPANS)}.")
@@ -130,20 +128,6 @@ def number_questions(ids: Iterable[int]) -> list[int]:
     return [place[k] for k in asked]
 
 
-@dataclass(frozen=True)
-class Part:
-    """What some roles gave: float32 sums a role, for the default a sum per condition."""
-
-    roles: tuple[str, ...]
-    sums: Tensor  # [role, layer, d_model]
-    counts: Tensor  # [role]
-    norms: Tensor  # [layer], summed over rollouts
-    samples: Tensor  # [sample, layer, d_model], half precision
-    sample_roles: Tensor  # [sample], index into roles
-    sample_questions: Tensor  # [sample]
-    rollouts: tuple[Rollout, ...] = ()
-
-
 @dataclass
 class _Job:
     model: HookedChatModel
@@ -163,56 +147,27 @@ class _Job:
             buckets.setdefault(f"{DEFAULT}/{ask.prompt}" if ask.role == DEFAULT else ask.role, []).append(k)
         names = list(buckets)
         groups = [names[k : k + ROLES_A_PART] for k in range(0, len(names), ROLES_A_PART)]
-        folder = None if out is None else self._prepare(out)
+        said = {"layers": list(self.layers), "keep_samples": self.keep_samples, **self.conditions.as_dict()}
         parts: list[Part] = []
         verb = "Generating and reading" if self.span == "response" else "Reading"
-        with track(len(self.asks), f"{verb} {len(names)} personas", show=progress) as advance:
-            for number, group in enumerate(groups):
-                file = None if folder is None else folder / f"{number:05d}.safetensors"
-                part = _load_part(file) if file is not None else None
-                if part is None or part.roles != tuple(group):
-                    part = self._part(group, buckets, number)
-                    if file is not None:
-                        _save_part(file, part)
-                parts.append(part)
-                advance(sum(len(buckets[n]) for n in group))
-        vectors = combine(parts, self.layers, self.conditions)
-        if self.spread:
-            vectors = vectors.adjust_questions()
-        if out is not None:
-            vectors.save(out / "vectors.safetensors")
-            rollouts = [r for p in parts for r in p.rollouts]
-            if rollouts:
-                write_rollouts(out / "rollouts.parquet", rollouts)
-            assert folder is not None
-            shutil.rmtree(folder)
+        with open_parts(out, PART, said) as kept:
+            with track(len(self.asks), f"{verb} {len(names)} personas", show=progress) as advance:
+                for number, group in enumerate(groups):
+                    part = kept.get(number, group)
+                    if part is None:
+                        part = self._part(group, buckets, number)
+                        kept.put(number, part)
+                    parts.append(part)
+                    advance(sum(len(buckets[n]) for n in group))
+            vectors = combine(parts, self.layers, self.conditions)
+            if self.spread:
+                vectors = vectors.adjust_questions()
+            if out is not None:
+                vectors.save(out / "vectors.safetensors")
+                rollouts = [r for p in parts for r in p.rollouts]
+                if rollouts:
+                    write_rollouts(out / "rollouts.parquet", rollouts)
         return vectors
-
-    def _prepare(self, out: Path) -> Path:
-        """The folder of finished parts; refuses one that belongs to another run."""
-        folder = out / "parts"
-        folder.mkdir(parents=True, exist_ok=True)
-        said = {"layers": list(self.layers), "keep_samples": self.keep_samples, **self.conditions.as_dict()}
-        key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-        marker = folder / "conditions.json"
-        if marker.is_file():
-            try:
-                before = json.loads(marker.read_text())
-            except ValueError:
-                before = {}
-            if before.get("key") != key:
-                other = before.get("conditions", {})
-                differ = [f"{k}: {other[k]!r} there, {v!r} now" for k, v in said.items() if other.get(k, v) != v]
-                raise ArtefactMismatchError(
-                    f"{out} holds an unfinished extraction with other settings ({'; '.join(differ) or 'unreadable'}). "
-                    f"Use another folder, or remove {folder} to start again."
-                )
-        else:
-            from assistant_axis.activations.store import atomic
-
-            with atomic(marker) as scratch:
-                scratch.write_text(json.dumps({"key": key, "conditions": said}))
-        return folder
 
     def _part(self, group: Sequence[str], buckets: dict[str, list[int]], number: int) -> Part:
         rows = [k for n in group for k in buckets[n]]
@@ -312,25 +267,6 @@ def combine(parts: Sequence[Part], layers: tuple[int, ...], conditions: Conditio
 def label(ask: Ask) -> str:
     """What errors call a rollout."""
     return f"{ask.role}, prompt {ask.prompt}, question {ask.question.id}, sample {ask.sample}"
-
-
-def _save_part(path: Path, part: Part) -> None:
-    if part.rollouts:
-        write_rollouts(path.with_suffix(".parquet"), part.rollouts)
-    tensors = {n: getattr(part, n) for n in _TENSORS}
-    save_artefact(path, PART, tensors, {"roles": list(part.roles), "rollouts": len(part.rollouts)})
-
-
-def _load_part(path: Path) -> Part | None:
-    """A part that is whole, or `None`."""
-    if not path.is_file():
-        return None
-    try:
-        tensors, header = load_artefact(path, PART)
-        rollouts = tuple(read_rollouts(path.with_suffix(".parquet"))) if header["rollouts"] else ()
-    except (IntegrityError, FileNotFoundError):
-        return None
-    return Part(tuple(header["roles"]), rollouts=rollouts, **tensors) if len(rollouts) == header["rollouts"] else None
 
 
 def report_yield(vectors: PersonaVectors) -> dict[str, Any]:

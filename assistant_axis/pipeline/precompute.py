@@ -30,7 +30,7 @@ def precompute(out: str | Path, *, progress: bool = True) -> dict[str, Path]:
         The compact file of each model, as it ships.
     """
     folder = Path(out)
-    full, read = folder / "vectors.safetensors", folder / f"{READER}.full.safetensors"
+    full, read = folder / "vectors.safetensors", folder / READER / "vectors.safetensors"
     if full.is_file():
         spoken = PersonaVectors.load(full)
     else:
@@ -49,8 +49,7 @@ def precompute(out: str | Path, *, progress: bool = True) -> dict[str, Path]:
     if read.is_file():
         heard = PersonaVectors.load(read)
     else:
-        heard = read_with(load_model(READER), folder, progress=progress)
-        heard.save(read)
+        heard = read_with(load_model(READER), folder, out=read.parent, progress=progress)
     return {
         v.conditions.model: save_compact(
             v.select(layers=KEPT[v.conditions.model]), folder / "compact" / f"{v.conditions.model}.safetensors"

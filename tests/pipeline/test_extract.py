@@ -8,6 +8,7 @@ from assistant_axis.errors import (
     ArtefactMismatchError,
     GeometryError,
     NonFiniteError,
+    RunLockedError,
     SettingError,
     UnknownNameError,
 )
@@ -18,6 +19,7 @@ from assistant_axis.personas.library import DEFAULT_PROMPTS, PersonaLibrary, Que
 from assistant_axis.personas.rollouts import read_rollouts
 from assistant_axis.pipeline import extract
 from assistant_axis.pipeline.extract import Sampling, display_name, extract_persona_vectors, report_yield
+from assistant_axis.pipeline.parts import open_parts
 
 ROLES = tuple(
     Role(
@@ -298,3 +300,8 @@ def test_capture_groups_never_reach_into_a_span():
     ids = tuple(range(50))
     groups = group_by_prefix([ids, (*ids[:40], 99), ids], [20, 30, 48])
     assert [g.prefix for g in groups] == [20]
+
+
+def test_another_process_that_writes_is_seen(tiny_model, tmp_path):
+    with open_parts(tmp_path, extract.PART, {}), pytest.raises(RunLockedError, match="being written"):
+        run(tiny_model, out=tmp_path)

@@ -268,7 +268,7 @@ def test_every_flipped_byte_of_a_shard_is_seen(copied, tiny_model):
         changed[at] ^= 0x01
         path.write_bytes(changed)
         # A byte that means nothing (padding, a name of the writer) may change; the rollouts may not.
-        assert not found._whole("generate", 1) or found.worker.rollouts(1) == whole
+        assert not found.whole("generate", 1) or found.worker.rollouts(1) == whole
 
 
 def test_a_deleted_or_damaged_manifest_is_made_again(copied, finished, tiny_model):
