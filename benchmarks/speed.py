@@ -313,7 +313,7 @@ class Bench:
         ]
 
 
-def mixed_readings(model: HookedChatModel, count: int) -> list[Reading]:
+def mixed_conversations(count: int) -> list[list[dict[str, str]]]:
     """Role prompts and questions with answers of many lengths, put together from the bundled plain answers."""
     texts = [str(line["text"]) for line in data_lines("neutral.jsonl")]
     asks = plan(load_personas(), prompts_per_role=2, questions_per_prompt=1, model_name="SmolLM2", seed=0)
@@ -321,8 +321,13 @@ def mixed_readings(model: HookedChatModel, count: int) -> list[Reading]:
     made = []
     for k in range(count):
         said = " ".join(texts[(k * 7 + j) % len(texts)] for j in range(1 + k % 4))
-        made.append(locate(model, [*asks[k % len(asks)].messages, {"role": "assistant", "content": said}], "response"))
+        made.append([*asks[k % len(asks)].messages, {"role": "assistant", "content": said}])
     return made
+
+
+def mixed_readings(model: HookedChatModel, count: int) -> list[Reading]:
+    """The answers of `mixed_conversations`."""
+    return [locate(model, c, "response") for c in mixed_conversations(count)]
 
 
 def peak(kind: str) -> float:
