@@ -2,6 +2,7 @@
 
 import csv
 import json
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -62,7 +63,7 @@ def test_bad_words(capped, tmp_path):
 
 
 def test_finished_doses_are_not_asked_again(tiny_model, tiny_direction, tmp_path, monkeypatch):
-    settings = {
+    settings: dict[str, Any] = {
         "prompts": 2,
         "max_new_tokens": 4,
         "layer": 2,
@@ -77,7 +78,7 @@ def test_finished_doses_are_not_asked_again(tiny_model, tiny_direction, tmp_path
     assert susceptibility(tiny_model, tiny_direction, ["lawyer"], doses=(0.0, -1.0), **settings) == whole
     assert asked == [10]
     with pytest.raises(SettingError, match="other settings"):
-        susceptibility(tiny_model, tiny_direction, ["lawyer"], doses=(0.0,), **(settings | {"seed": 5}))
+        susceptibility(tiny_model, tiny_direction, ["lawyer"], doses=(0.0,), seed=5, **settings)
     (tmp_path / "answers+0.json").write_text("{")
     with pytest.raises(SettingError, match="cannot be read"):
         susceptibility(tiny_model, tiny_direction, ["lawyer"], doses=(0.0,), **settings)
