@@ -3,6 +3,7 @@
 import json
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -123,3 +124,23 @@ def save(path: Path, part: str, found: list[Comparison], **more: Any) -> None:
     said[part] = {"machine": machine(), **more, "comparisons": [c.as_dict() for c in found]}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(said, indent=1) + "\n")
+
+
+def markdown(path: Path) -> str:
+    """The results in a JSON file as Markdown tables: python benchmarks/side_by_side.py FILE."""
+    lines = []
+    for part in json.loads(path.read_text()).values():
+        where = part["machine"]
+        for one in part["comparisons"]:
+            rows = [Row(r["name"], r["seconds"], r["ratios"], r["note"]) for r in one["rows"]]
+            lines += [f"\n### {one['title']}\n", "| variant | median (s) | ratio | range | |", "|---|---|---|---|---|"]
+            lines += [f"| {' | '.join(cells(r))} | {r.note} |" for r in rows]
+            said = f"{where['processor']}, {where['threads']} threads, " + ", ".join(
+                f"{k} {v}" for k, v in where["packages"].items()
+            )
+            lines += ["", f"{one['target']}; {len(rows[0].seconds)} rounds; {said}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(markdown(Path(sys.argv[1])))

@@ -70,3 +70,19 @@ def test_every_public_name_is_documented(site: Path) -> None:
     pages = "".join(p.read_text(encoding="utf-8") for p in (site / "reference").glob("*.html"))
     missing = [n for n in assistant_axis.__all__ if n != "__version__" and f'id="assistant_axis.{n}"' not in pages]
     assert not missing, f"no reference entry: {', '.join(missing)}"
+
+
+def test_every_command_is_in_the_reference(site: Path) -> None:
+    from typer.main import get_command
+
+    from assistant_axis.cli.main import app
+
+    def names(command: object, name: str) -> list[str]:
+        inside = {k: c for k, c in getattr(command, "commands", {}).items() if not c.hidden}
+        return [x for k, c in inside.items() for x in names(c, f"{name} {k}")] or [name]
+
+    page = (site / "reference" / "cli.html").read_text(encoding="utf-8")
+    every = names(get_command(app), "assistant-axis")
+    assert len(every) > 20
+    missing = [n for n in every if f"<code>{n}</code>" not in page]
+    assert not missing, f"not in the reference: {', '.join(missing)}"
