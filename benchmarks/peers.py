@@ -118,7 +118,7 @@ def _repeng(push: torch.Tensor, settings: dict[str, Any]) -> Callable[[], torch.
     import numpy as np
 
     if not hasattr(np, "float_"):
-        np.float_ = np.float64  # repeng 0.4 names a type of NumPy 1 in an annotation
+        setattr(np, "float_", np.float64)  # noqa: B010  repeng 0.4 names a type of NumPy 1 in an annotation
     from repeng import ControlModel, ControlVector
 
     hf = plain_hf()
@@ -133,7 +133,7 @@ def _repeng(push: torch.Tensor, settings: dict[str, Any]) -> Callable[[], torch.
 
 
 def _steering_vectors(push: torch.Tensor, settings: dict[str, Any]) -> Callable[[], torch.Tensor]:
-    from steering_vectors import SteeringVector
+    from steering_vectors import SteeringVector  # pyright: ignore[reportMissingImports]
 
     hf = plain_hf()
     vector = SteeringVector({LAYER: push}, "decoder_block")
@@ -146,7 +146,7 @@ def _steering_vectors(push: torch.Tensor, settings: dict[str, Any]) -> Callable[
 
 
 def _nnsight(push: torch.Tensor, settings: dict[str, Any]) -> Callable[[], torch.Tensor]:
-    from nnsight import LanguageModel
+    from nnsight import LanguageModel  # pyright: ignore[reportMissingImports]
 
     from assistant_axis.models.embedded import ensure
 
