@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from assistant_axis.personas.library import load_personas as load_personas
     from assistant_axis.pipeline.extract import Sampling as Sampling
     from assistant_axis.pipeline.extract import extract_persona_vectors as extract_persona_vectors
+    from assistant_axis.runs.run import Run as Run
+    from assistant_axis.runs.run import run as run
     from assistant_axis.steering.direction import Direction as Direction
     from assistant_axis.steering.interventions import Ablate as Ablate
     from assistant_axis.steering.interventions import Add as Add
@@ -68,6 +70,8 @@ _WHERE: dict[str, str] = {
     "Conditions": "activations.store",
     "extract_persona_vectors": "pipeline.extract",
     "Sampling": "pipeline.extract",
+    "run": "runs.run",
+    "Run": "runs.run",
     "PersonaVectors": "geometry.vectors",
     "load_precomputed": "geometry.precomputed",
     "load_precomputed_axis": "geometry.precomputed",

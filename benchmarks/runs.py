@@ -139,8 +139,12 @@ def plan() -> dict[str, Any]:
     return {"rollouts": int(said[0]), "seconds": float(said[1]), "peak_mib": int(said[2]) / 1024}
 
 
-def ray() -> dict[str, Any]:
-    """Throughput of generate and activations with two actors of one thread against one, and the vectors of both."""
+def ray(questions: int = 24) -> dict[str, Any]:
+    """Throughput of generate and activations with two actors of one thread against one, and the vectors of both.
+
+    `seconds` are those of whole stages, start of the actors and loading included. `rate` is shards a second between the first
+    shard of a stage and its last, when all actors work: that is what two workers are compared by.
+    """
     import os
 
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -150,12 +154,13 @@ def ray() -> dict[str, Any]:
 
     config = {
         **SMALL,
-        "questions_per_prompt": 24,
+        "questions_per_prompt": questions,
         "shard": 8,
         "judge": {"kind": "none"},
         "sampling": {"max_new_tokens": 24},
     }
     seconds: dict[str, float] = {}
+    rate: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         import ray as library
 
@@ -173,25 +178,39 @@ def ray() -> dict[str, Any]:
             for line in lines:
                 if line.startswith(("generate", "activations")):
                     seconds[f"{line.split(':')[0]}_{workers}"] = float(line.rsplit("(", 1)[1].split(" s")[0])
+            for stage, glob in (("generate", "rollouts/*.parquet"), ("activations", "activations/*.safetensors")):
+                made = sorted(p.stat().st_mtime for p in (Path(folder) / f"ray{workers}").glob(glob))
+                # The actors' first shards end about together; what comes after them is work of loaded models.
+                rate[f"{stage}_{workers}"] = (len(made) - workers) / (made[-1] - made[workers - 1])
         library.shutdown()
         torch.set_num_threads(1)
         run(config, Path(folder) / "local", stages=["plan", "generate", "activations", "vectors"], progress=False)
         vectors = [Run.open(Path(folder) / n).vectors().vectors for n in ("local", "ray1", "ray2")]
     apart = max(float((v - vectors[0]).abs().max()) for v in vectors[1:])
-    speed = {s: seconds[f"{s}_1"] / seconds[f"{s}_2"] for s in ("generate", "activations")}
-    return {"seconds": seconds, "two_over_one": speed, "largest_difference_from_local": apart}
+    speed = {s: rate[f"{s}_2"] / rate[f"{s}_1"] for s in ("generate", "activations")}
+    loading = {s: seconds[f"{s}_1"] / seconds[f"{s}_2"] for s in ("generate", "activations")}
+    return {
+        "seconds": seconds,
+        "shards_per_s": rate,
+        "two_over_one": speed,
+        "two_over_one_with_loading": loading,
+        "largest_difference_from_local": apart,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["kill", "memory", "plan", "ray"])
     parser.add_argument("--kills", type=int, default=10)
+    parser.add_argument("--questions", type=int, default=24, help="of ray: questions a role; a shard is 8 rollouts")
     parser.add_argument("--seed", type=int, default=0)
     said = parser.parse_args()
     found = (
         kill(said.kills, said.seed)
         if said.what == "kill"
-        else {"memory": memory, "plan": plan, "ray": ray}[said.what]()
+        else ray(said.questions)
+        if said.what == "ray"
+        else {"memory": memory, "plan": plan}[said.what]()
     )
     print(json.dumps(found, indent=2))
 

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from assistant_axis.pipeline.parts import Part
 from assistant_axis.runs.planning import bucket
 from assistant_axis.runs.state import State
 from assistant_axis.runs.worker import UNSCORED, digest, regroup, rollout_file
+
+if TYPE_CHECKING:
+    from assistant_axis.report import Block, Section
 
 SUMS = "sums of a run"
 _FIELDS = ("sums", "squares", "counts", "norms")
@@ -124,7 +127,7 @@ def _given(run: State, name: str, stage: str) -> PersonaVectors:
 
 def make_report(run: State) -> str:
     from assistant_axis import plots
-    from assistant_axis.report import persona_report
+    from assistant_axis.report import persona_report, write_report
 
     vectors = _given(run, "vectors.safetensors", "report")
     if run.config.generates:
@@ -132,6 +135,8 @@ def make_report(run: State) -> str:
     if run.config.judged:
         rows = [{"role": y.role, "scores": list(y.scores), "failures": dict(y.failures)} for y in run.yields()]
         run.folder.put_json("yield.json", {"judge": run.judge_label(), "roles": rows})
+        page = [yield_section(run)]
+        run.folder.put("yield.html", lambda path: write_report(path, page, title="Yield of the run"))
     if len(vectors.roles) < 3:
         return "too few roles for a page"
     space = vectors.space()
@@ -145,6 +150,29 @@ def make_report(run: State) -> str:
         run.folder.put(f"figures/{name}.png", lambda path, figure=figure: plots.save_figure(figure, path))
     run.folder.put("report.html", lambda path: persona_report(path, vectors))
     return run.folder.where("report.html")
+
+
+def yield_section(run: State) -> "Section":
+    """How many rollouts of each role got which score, and how many count, as a section of a page."""
+    from assistant_axis.report import Section, Table
+
+    least = run.config.min_score
+    found = run.yields()
+    rows = tuple((y.role, y.total, *y.scores, sum(y.failures.values()), y.kept(least)) for y in found)
+    failures: dict[str, int] = {}
+    for y in found:
+        for reason, count in y.failures.items():
+            failures[reason] = failures.get(reason, 0) + count
+    header = ("role", "rollouts", "score 0", "1", "2", "3", "no score", "count")
+    blocks: list[Block] = [Table(header, rows, f"Judge: {run.judge_label()}; the thinnest role first")]
+    if failures:
+        blocks.append(Table(("why there is no score", "rollouts"), tuple(failures.items())))
+    thin = sum(y.kept(least) < run.config.min_rollouts for y in found)
+    text = (
+        f"{sum(y.kept(least) for y in found):,} of {sum(y.total for y in found):,} rollouts have the score {least} or more; "
+        f"{thin} of {len(found)} roles have fewer than {run.config.min_rollouts} of them and are left out."
+    )
+    return Section("What counts", blocks, text)
 
 
 def write_rollouts(run: State, path: Path) -> None:

@@ -54,6 +54,7 @@ def run(
         RunLockedError: another process writes to it.
         DiskFullError: no space is left.
         WorkerError: shards failed again after a retry.
+        MissingExtraError: the engine or the backend asked for is not installed.
     """
     settings = load_config(config)
     wanted = _stages(stages, STAGES)
@@ -65,6 +66,10 @@ def run(
         from assistant_axis.runs.ray import require_ray
 
         require_ray()
+    if settings.generates and settings.sampling.backend == "vllm" and "generate" in wanted:
+        from assistant_axis.runs.vllm import require_vllm
+
+        require_vllm()
     folder = Folder(out)
     folder.prepare()
     with folder.lock():

@@ -14,6 +14,19 @@ if TYPE_CHECKING:
 _ENGINES: dict[str, Any] = {}
 
 
+def require_vllm() -> Any:
+    """The vllm package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        import vllm  # pyright: ignore
+    except ImportError as e:
+        raise MissingExtraError("vllm", "vllm", "sampling.backend vllm") from e
+    return vllm
+
+
 def answers(model: "HookedChatModel", asks: Sequence[Ask], sampling: SamplingSettings, seed: int) -> list[Answer]:
     """Answers to asks, by the token ids of our own chat rendering.
 
@@ -26,17 +39,14 @@ def answers(model: "HookedChatModel", asks: Sequence[Ask], sampling: SamplingSet
     Raises:
         MissingExtraError: vLLM is not installed.
     """
-    try:
-        from vllm import LLM, SamplingParams  # pyright: ignore
-    except ImportError as e:
-        raise MissingExtraError("vllm", "vllm", "sampling.backend vllm") from e
+    library = require_vllm()
     source = model.lens.module.config._name_or_path
-    engine = _ENGINES.setdefault(source, None) or LLM(model=source, enable_prefix_caching=True)
+    engine = _ENGINES.setdefault(source, None) or library.LLM(model=source, enable_prefix_caching=True)
     _ENGINES[source] = engine
     stops = list(stop_ids(model))
     prompts = [model.chat.encode_prompt(a.messages).ids for a in asks]
     each = [
-        SamplingParams(
+        library.SamplingParams(
             max_tokens=sampling.max_new_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -68,6 +68,10 @@ def test_size_of_parts_does_not_matter(tiny_model, spoken, monkeypatch):
     monkeypatch.setattr(reading, "ROWS_A_PART", 5)
     small = read_with(tiny_model, spoken, progress=False)
     torch.testing.assert_close(small.vectors, whole.vectors, rtol=1e-5, atol=1e-5)
+    assert small.samples is not None
+    assert whole.samples is not None
+    assert small.samples.question is not None
+    assert whole.samples.question is not None
     assert torch.equal(small.samples.question, whole.samples.question)
     assert torch.equal(small.samples.role, whole.samples.role)
 

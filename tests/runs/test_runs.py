@@ -3,7 +3,9 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import time
+import types
 
 import pyarrow.parquet as pq
 import pytest
@@ -103,6 +105,11 @@ def test_a_run_is_a_folder(finished, tiny_model):
     assert all((r["judge"] is None) == (r["role"] == "default") for r in rows)
     assert AssistantAxis.load(finished / "axis.safetensors").conditions.judge.startswith("likelihood, score ≥ 1")
     assert all(s.state == "done" for s in found.status(check=True))
+    schema = set(pq.read_schema(finished / "rollouts.parquet").names)
+    assert {"role", "system", "question", "answer", "prompt_tokens", "answer_tokens", "finish_reason", "seed"} <= schema
+    assert {"score", "judge", "rubric", "model", "fingerprint", "package"} <= schema
+    page = (finished / "yield.html").read_text()
+    assert all(f"<td>{r}" in page for r in ROLES), "a row a role"
 
 
 def test_sums_and_second_moments_by_hand(finished, tiny_model):
@@ -399,7 +406,15 @@ def test_what_is_left_of_a_killed_writer_is_swept(copied, tiny_model):
 
 
 def test_bad_configurations_are_named_before_any_model_is_loaded(tmp_path, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("no model must be loaded")
+
+    monkeypatch.setattr("assistant_axis.runs.worker.load_model", never)
     out = tmp_path / "run"
+    with pytest.raises(MissingExtraError, match="vllm"):
+        run({"sampling": {"backend": "vllm"}}, out)
+    with pytest.raises(Exception, match="nowhere"):
+        run({"personas": str(tmp_path / "nowhere")}, out)
     for wrong, words in (
         ({"modle": "x"}, "Did you mean 'model'"),
         ({"sampling": {"max_tokens": 3}}, "max_new_tokens"),
@@ -472,6 +487,55 @@ def test_keep(tiny_model, tmp_path):
 def test_vllm_is_optional(tiny_model, tmp_path):
     with pytest.raises(MissingExtraError, match="vllm"):
         go(tiny_model, tmp_path / "run", sampling={"max_new_tokens": 4, "backend": "vllm"})
+
+
+class StandIn:
+    """What the generate stage uses of vLLM, by the model's own greedy answers; the ends of answers are given back as vLLM does."""
+
+    def __init__(self, model):
+        self.model, self.asked = model, []
+
+    def SamplingParams(self, **said):
+        return said
+
+    def LLM(self, **said):
+        return self
+
+    def generate(self, prompts, params, use_tqdm):
+        assert not use_tqdm
+        replies = []
+        for prompt, said in zip(prompts, params, strict=True):
+            ids = torch.tensor([prompt["prompt_token_ids"]])
+            module = self.model.lens.module
+            whole = module.generate(ids, max_new_tokens=said["max_tokens"], do_sample=False, pad_token_id=0)
+            self.asked.append((tuple(prompt["prompt_token_ids"]), said))
+            output = types.SimpleNamespace(token_ids=whole[0, ids.shape[1] :].tolist())
+            replies.append(types.SimpleNamespace(outputs=[output]))
+        return replies
+
+
+def test_answers_of_vllm_become_shards_of_ours(tiny_model, tmp_path, monkeypatch):
+    library = StandIn(tiny_model)
+    monkeypatch.setitem(sys.modules, "vllm", library)
+    monkeypatch.setattr("assistant_axis.runs.vllm._ENGINES", {})
+    sampling = {"max_new_tokens": 4, "temperature": 0.0}
+    done = go(tiny_model, tmp_path / "v", sampling={**sampling, "backend": "vllm"}, judge={"kind": "none"})
+    own = go(tiny_model, tmp_path / "o", sampling=sampling, judge={"kind": "none"})
+    rollouts = [r for n in range(done.plan.shards) for r in done.worker.rollouts(n)]
+    assert rollouts == [r for n in range(own.plan.shards) for r in own.worker.rollouts(n)]
+    assert [p for p, _ in library.asked] == [r.prompt_ids for r in rollouts]
+    seeds = [s["seed"] for _, s in library.asked]
+    assert len(set(seeds)) == len(seeds)
+    torch.testing.assert_close(done.vectors().vectors, own.vectors().vectors, rtol=1e-4, atol=1e-4)
+
+
+def test_a_read_only_folder_is_named(tmp_path, monkeypatch):
+    def refused(*args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("assistant_axis.runs.folder.tempfile.mkstemp", refused)  # root may write everywhere
+    with pytest.raises(RunError, match="cannot be written"):
+        run(SMALL, tmp_path / "run")
 
 
 def test_a_folder_behind_fsspec(tiny_model, finished):
