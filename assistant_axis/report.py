@@ -133,6 +133,7 @@ def persona_report(
     answers: Sequence[Answers | tuple[str, str, Sequence[tuple[str, str]]]] | None = None,
     trace: "Trajectory | Mapping[str, Trajectory] | None" = None,
     floor: float | None = None,
+    more: Sequence[Section] = (),
     title: str | None = None,
 ) -> Path:
     """The standard report of a run.
@@ -146,6 +147,7 @@ def persona_report(
         answers: comparisons of answers (unsteered, steered, capped, random direction).
         trace: one conversation along the axis, or several by name.
         floor: a cap's floor (raw) to draw in the trace.
+        more: sections before the conditions.
         title: of the page.
 
     Returns:
@@ -176,7 +178,7 @@ def persona_report(
         sections.append(Section("Steered and capped answers", blocks, text))
     if trace is not None:
         sections.append(_trace(trace, floor))
-    sections.append(_conditions(vectors, axis))
+    sections += [*more, _conditions(vectors, axis)]
     return write_report(path, [s for s in sections if s], title=title or f"Personas of {said.model}", lead=lead)
 
 

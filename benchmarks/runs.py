@@ -83,8 +83,8 @@ def kill(kills: int, seed: int, config: Mapping[str, Any] = SMALL) -> dict[str, 
         killed: list[dict[str, int]] = []
         while len(killed) < kills:
             process = start(config, rough)
-            # Eight files more at most, then some part of a shard's time: kills fall into every stage and every step of it.
-            wanted = sum(_files(rough).values()) + draw.randint(0, 8)
+            # Three files more at most, then some part of a shard's time: kills fall into every stage and every step of it.
+            wanted = sum(_files(rough).values()) + draw.randint(0, 3)
             while process.poll() is None and sum(_files(rough).values()) < wanted:
                 time.sleep(0.005)
             if not killed:

@@ -127,7 +127,7 @@ def _given(run: State, name: str, stage: str) -> PersonaVectors:
 
 def make_report(run: State) -> str:
     from assistant_axis import plots
-    from assistant_axis.report import persona_report, write_report
+    from assistant_axis.report import persona_report
 
     vectors = _given(run, "vectors.safetensors", "report")
     if run.config.generates:
@@ -135,8 +135,6 @@ def make_report(run: State) -> str:
     if run.config.judged:
         rows = [{"role": y.role, "scores": list(y.scores), "failures": dict(y.failures)} for y in run.yields()]
         run.folder.put_json("yield.json", {"judge": run.judge_label(), "roles": rows})
-        page = [yield_section(run)]
-        run.folder.put("yield.html", lambda path: write_report(path, page, title="Yield of the run"))
     if len(vectors.roles) < 3:
         return "too few roles for a page"
     space = vectors.space()
@@ -148,7 +146,8 @@ def make_report(run: State) -> str:
     }
     for name, figure in figures.items():
         run.folder.put(f"figures/{name}.png", lambda path, figure=figure: plots.save_figure(figure, path))
-    run.folder.put("report.html", lambda path: persona_report(path, vectors))
+    more = [yield_section(run)] if run.config.judged else []
+    run.folder.put("report.html", lambda path: persona_report(path, vectors, more=more))
     return run.folder.where("report.html")
 
 

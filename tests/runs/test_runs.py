@@ -108,7 +108,8 @@ def test_a_run_is_a_folder(finished, tiny_model):
     schema = set(pq.read_schema(finished / "rollouts.parquet").names)
     assert {"role", "system", "question", "answer", "prompt_tokens", "answer_tokens", "finish_reason", "seed"} <= schema
     assert {"score", "judge", "rubric", "model", "fingerprint", "package"} <= schema
-    page = (finished / "yield.html").read_text()
+    page = (finished / "report.html").read_text()
+    assert "What counts" in page
     assert all(f"<td>{r}" in page for r in ROLES), "a row a role"
 
 
