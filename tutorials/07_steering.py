@@ -36,7 +36,6 @@ if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")
 
 # %%
-import matplotlib.pyplot as plt
 
 from assistant_axis import Add, load_model, load_precomputed
 from assistant_axis.geometry.controls import control_axis
@@ -44,7 +43,6 @@ from assistant_axis.steering.adherence import neutral_perplexity, persona_cases
 from assistant_axis.steering.direction import Direction
 from assistant_axis.steering.doses import dose_response
 
-plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 model = load_model("smollm2-135m-instruct")
 vectors = load_precomputed("smollm2-135m-instruct")
 axis = vectors.axis("pc1")
@@ -100,8 +98,7 @@ for row in found.rows():
     print("  ".join(f"{name} {value}" for name, value in row.items()))
 
 # %%
-fig = found.plot()
-plt.show()
+found.plot()[0].figure
 
 # %% [markdown]
 # Six answers a dose are a sketch. The docs (*Cap a model*) show 24 answers at five doses along the axis of the header span:

@@ -40,7 +40,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from assistant_axis import Add, Cap, load_model, load_precomputed
-from assistant_axis.plots.tokens import circuitsvis_view
+from assistant_axis.plots.tokens import values_view
 from assistant_axis.steering.adherence import adherence, answer_cases, neutral_perplexity, persona_cases
 from assistant_axis.steering.direction import Direction
 from assistant_axis.steering.readings import generate_traced
@@ -100,7 +100,7 @@ print(
 answer = read.turns[-1][1]
 pieces = [model.tokenizer.decode([i]) for i in read.ids[answer.start : answer.stop]]
 lift = (read.post[row] - read.pre[row])[answer.start : answer.stop]
-circuitsvis_view(pieces, lift.tolist(), height=130)
+values_view(pieces, lift.tolist(), caption=f"lift along the axis at layer {layer}, activation units")
 
 # %% [markdown]
 # ## The sign trap
