@@ -43,6 +43,7 @@ from assistant_axis.steering.adherence import neutral_perplexity, persona_cases
 from assistant_axis.steering.direction import Direction
 from assistant_axis.steering.doses import dose_response
 
+plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 model = load_model("smollm2-135m-instruct")
 vectors = load_precomputed("smollm2-135m-instruct")
 axis = vectors.axis("pc1")
