@@ -36,6 +36,8 @@ if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")
 
 # %%
+import matplotlib.pyplot as plt
+from IPython.display import display
 
 from assistant_axis import Add, load_model, load_precomputed
 from assistant_axis.geometry.controls import control_axis
@@ -99,7 +101,7 @@ for row in found.rows():
     print("  ".join(f"{name} {value}" for name, value in row.items()))
 
 # %%
-found.plot()[0].figure
+display(found.plot()[0].figure)
 
 # %% [markdown]
 # Six answers a dose are a sketch. The docs (*Cap a model*) show 24 answers at five doses along the axis of the header span:
