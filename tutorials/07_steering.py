@@ -37,7 +37,6 @@ if importlib.util.find_spec("ipywidgets") is None:
 
 # %%
 import matplotlib.pyplot as plt
-from IPython.display import display
 
 from assistant_axis import Add, load_model, load_precomputed
 from assistant_axis.geometry.controls import control_axis
@@ -101,7 +100,9 @@ for row in found.rows():
     print("  ".join(f"{name} {value}" for name, value in row.items()))
 
 # %%
-display(found.plot()[0].figure)
+_, axes = plt.subplots(2, 1, figsize=(7, 5), sharex=True, layout="constrained", height_ratios=[3, 1.3])
+found.plot(axes)
+plt.show()
 
 # %% [markdown]
 # Six answers a dose are a sketch. The docs (*Cap a model*) show 24 answers at five doses along the axis of the header span:
