@@ -1,5 +1,6 @@
 """Commands on measured persona spaces: compare runs, judge the axis' stability, say what it means in traits."""
 
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -121,14 +122,20 @@ def read(
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     device_map: Annotated[str | None, typer.Option(help="As in transformers, for models larger than one GPU.")] = None,
 ) -> None:
-    """Persona vectors of one model from another's answers: a base model, or any model, reads what a run said."""
+    """Persona vectors of one model from another's answers: a base model, or any model, reads what a run said.
+
+    An interrupted reading goes on where it stopped.
+    """
     from assistant_axis.models.loading import load_model
     from assistant_axis.pipeline.read_with import read_with
 
     file_in(run, "rollouts.parquet")
     reader = load_model(model, dtype=dtype, device_map=device_map)
-    vectors = read_with(reader, run, layers=parse_layers(layers), min_count=min_count)
-    path = vectors.save(out or run / f"{reader.name.rsplit('/', 1)[-1]}.safetensors")
+    path = out or run / f"{reader.name.rsplit('/', 1)[-1]}.safetensors"
+    parts = path.with_name(f"{path.name}.parts")
+    vectors = read_with(reader, run, layers=parse_layers(layers), min_count=min_count, out=parts)
+    vectors.save(path)
+    shutil.rmtree(parts)
     _print(str(vectors), f"Written to {path}. Next: assistant-axis compare {run} {path}")
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+import torch
+
 from assistant_axis.activations.store import atomic
 from assistant_axis.errors import DatasetError, SettingError
 from assistant_axis.evals.labels import LABELS, Agreement, IdentityLabeller, Labelled, agreement
@@ -232,10 +234,7 @@ def susceptibility(
     chats = [[{"role": "system", "content": s}, {"role": "user", "content": q}] for _, _, s, q in plan]
     conditions = {
         "model": model.fingerprint,
-        "direction": [
-            direction.name,
-            hashlib.sha256(direction.unit[where].float().cpu().numpy().tobytes()).hexdigest(),
-        ],
+        "direction": [direction.name, _digest(direction, where)],
         "layer": where,
         "sampling": [max_new_tokens, temperature, top_p, seed, batch_size],
         "asked": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
@@ -266,6 +265,14 @@ def susceptibility(
     labels = _labels(labeller or IdentityLabeller(), [r[-1] for r in rows])
     found = tuple(IdentityAnswer(*row, label) for row, label in zip(rows, labels, strict=True))
     return Susceptibility(model.name, direction.name, where, found)
+
+
+def _digest(direction: Direction, layer: int) -> str:
+    """What a dose along a direction means at a layer: the unit vector, and the residual norm that a dose of 1 is."""
+    k = direction.index(layer)
+    norm = [] if direction.resid_norms is None else [direction.resid_norms[k : k + 1]]
+    parts = torch.cat([direction.unit[k], *norm]).float().cpu()
+    return hashlib.sha256(parts.numpy().tobytes()).hexdigest()
 
 
 def _kept(file: Path, conditions: dict[str, Any], count: int) -> list[str] | None:
