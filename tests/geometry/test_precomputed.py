@@ -122,7 +122,7 @@ def test_commands_take_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     names = {p.name for p in (tmp_path / "drawn").iterdir()}
     assert {"scree.png", "role_map.png", "role_map_3d.png", "role_ranking.png", "axis_cosines.png"} <= names
     page = (tmp_path / "drawn" / "persona_map.html").read_text()
-    assert "astronomer" in page
+    assert "accountant" in page
     assert not re.search(r"<(?:script|link|img)[^>]+(?:src|href)=.https?:", page)
     said = runner.invoke(app, ["compare", SPEAKER, READER, "--layers", "27,16", "--figure", "pair.png"])
     assert said.exit_code == 0, said.output
