@@ -1,6 +1,7 @@
 """The documentation builds without a warning, and no page of it reaches out."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,47 @@ def test_every_public_name_is_documented(site: Path) -> None:
     pages = "".join(p.read_text(encoding="utf-8") for p in (site / "reference").glob("*.html"))
     missing = [n for n in assistant_axis.__all__ if n != "__version__" and f'id="assistant_axis.{n}"' not in pages]
     assert not missing, f"no reference entry: {', '.join(missing)}"
+
+
+@pytest.mark.parametrize("room", ["judges", "plots"])
+def test_every_name_of_a_room_is_documented(site: Path, room: str) -> None:
+    from importlib import import_module
+
+    pages = "".join(p.read_text(encoding="utf-8") for p in (site / "reference").glob("*.html"))
+    names = import_module(f"assistant_axis.{room}").__all__
+    shown = set(re.findall(rf'id="assistant_axis\.{room}\.(?:\w+\.)?(\w+)"', pages))
+    assert not set(names) - shown, f"no reference entry: {sorted(set(names) - shown)}"
+
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no chromium or google-chrome on this machine")
+@pytest.mark.parametrize("page", ["index.html", "faq.html", "architecture.html", "reference/cli.html"])
+def test_page_opens_in_a_browser_without_network(site: Path, tmp_path: Path, page: str) -> None:
+    done = subprocess.run(
+        [
+            str(BROWSER),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--host-resolver-rules=MAP * ~NOTFOUND",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            (site / page).as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert "<h1" in done.stdout
+    assert "md-search" in done.stdout
+    said = [
+        x for x in done.stderr.splitlines() if "CONSOLE" in x and re.search("error|failed|refused", x, re.IGNORECASE)
+    ]
+    assert not said, said
 
 
 def test_every_command_is_in_the_reference(site: Path) -> None:
