@@ -25,6 +25,7 @@ demo: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/codespell README.md CONTRIBUTING.md CHANGELOG.md docs --skip "*.png,*.js"
 	$(BIN)/basedpyright --warnings
 
 unit: setup
