@@ -11,7 +11,7 @@ import typer
 from assistant_axis.cli.options import DEFAULT_MODEL, ModelOption, load_axis, load_vectors, print_table
 
 if TYPE_CHECKING:
-    from assistant_axis.evals.jailbreak import ResponseLabeller
+    from assistant_axis.evals.datasets import JailbreakPrompt
     from assistant_axis.models.hooked import HookedChatModel
 
 app = typer.Typer(no_args_is_help=True, help="Evaluations: what an intervention gains and what it costs.")
@@ -24,7 +24,17 @@ DataOption = Annotated[
 ]
 SafeOption = Annotated[Path | None, typer.Option(help="Questions that should be answered, in the same format.")]
 JudgeOption = Annotated[
-    str | None, typer.Option("--judge-model", help="A model that labels by the rubric; default: by form, without harm.")
+    str | None, typer.Option("--judge-model", help="A local model that labels by the rubric; default: no judge.")
+]
+EndpointOption = Annotated[
+    str | None, typer.Option("--judge-api", help="A model behind OPENAI_BASE_URL that labels by the rubric.")
+]
+FormatOption = Annotated[
+    str, typer.Option("--format", help="Of --data: rows, strongreject, harmbench, jailbreakbench or xstest.")
+]
+SafeFormatOption = Annotated[str, typer.Option(help="Of --safe: rows or xstest.")]
+RolesOption = Annotated[
+    str | None, typer.Option("--roles", help="Ask every question under these roles' prompts; with commas.")
 ]
 
 
@@ -81,15 +91,22 @@ def eval_susceptibility(
     max_new_tokens: Annotated[int, typer.Option(help="An answer.")] = 48,
     seed: Annotated[int, typer.Option(help="Of the sampling.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Answers a pass.")] = 32,
+    judge_model: JudgeOption = None,
+    judge_api: EndpointOption = None,
 ) -> None:
-    """Who the model says it is, under roles near the Assistant and over doses along the axis; labelled without a judge."""
+    """Who the model says it is, under roles near the Assistant and over doses along the axis.
+
+    Labelled without a judge; with one, its agreement with the built-in labels is said and its labels are reported.
+    """
     from assistant_axis.errors import SettingError
+    from assistant_axis.evals.labels import IdentityJudge
     from assistant_axis.evals.saving import save_results
     from assistant_axis.evals.susceptibility import DOSES, nearest_roles, susceptibility
     from assistant_axis.models.loading import load_model
 
     if method not in ("contrast", "pc1"):
         raise SettingError(f'--method {method} is not known; use "contrast" or "pc1".')
+    judge = _judge(IdentityJudge, judge_model, judge_api)
     vectors = load_vectors(Path(axis))
     loaded = load_model(model)
     vectors.check(loaded)
@@ -107,9 +124,14 @@ def eval_susceptibility(
         progress=True,
         keep=out / "answers",
     )
+    head: dict[str, Any] = {"labels": judge_model or judge_api or "built in"}
+    if judge is not None:
+        built_in, found = found, found.relabelled(judge)
+        head["agreement"] = str(found.agreement(built_in))
+        print(f"The judge and the built-in labels agree: {head['agreement']}")
     found.save(out / "answers.jsonl")
     print_table(f"Susceptibility of {found.model}, layer {found.layer}", found.rows())
-    head = {"model": found.model, "direction": found.direction, "layer": found.layer, "seed": seed}
+    head |= {"model": found.model, "direction": found.direction, "layer": found.layer, "seed": seed}
     _say(save_results(out, "susceptibility", found.rows(), head, found.plot()))
 
 
@@ -120,31 +142,38 @@ def eval_jailbreaks(
     cap: CapOption = None,
     model: ModelOption = DEFAULT_MODEL,
     safe: SafeOption = None,
+    form: FormatOption = "rows",
+    safe_format: SafeFormatOption = "rows",
+    roles: RolesOption = None,
     judge_model: JudgeOption = None,
+    judge_api: EndpointOption = None,
     limit: Annotated[int | None, typer.Option(help="The first so many rows.")] = None,
     max_new_tokens: Annotated[int, typer.Option(help="An answer.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Answers a pass.")] = 16,
 ) -> None:
-    """Persona jailbreaks with and without interventions, over the same rows."""
+    """Persona jailbreaks with and without interventions, over the same rows; resumable."""
     from assistant_axis.errors import SettingError
-    from assistant_axis.evals.jailbreak import MILD, jailbreak, read_prompts
+    from assistant_axis.evals.jailbreak import jailbreak
+    from assistant_axis.evals.responses import RubricJudge, pattern_labels
     from assistant_axis.evals.saving import save_results
     from assistant_axis.models.loading import load_model
 
     if limit is not None and limit < 1:
         raise SettingError(f"--limit {limit}: at least one row is needed.")
-    rows = read_prompts(data or MILD)[:limit]
-    harmless = read_prompts(safe) if safe else []
+    rows = _rows(data, form, roles)[:limit]
+    harmless = _rows(safe, safe_format) if safe else []
+    judge = _judge(RubricJudge, judge_model, judge_api)
     loaded = load_model(model)
     found = jailbreak(
         loaded,
         rows,
         *_interventions(cap, loaded),
-        labeller=_labeller(judge_model),
+        labeller=judge or pattern_labels,
         safe=harmless,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         progress=True,
+        keep=out / "answers",
     )
     print_table(f"Persona jailbreaks of {loaded.name}", found.rows())
     parts = {"bare": found.bare, "baseline": found.baseline, "steered": found.steered}
@@ -157,8 +186,9 @@ def eval_jailbreaks(
         ]
         for name, r in parts.items()
     }
-    head = {"model": loaded.name, "interventions": [str(c) for c in cap or []], "judge": judge_model or "by form"}
-    _say(save_results(out, "jailbreaks", found.rows(), head | {"answers": answers}))
+    head = {"model": loaded.name, "interventions": [str(c) for c in cap or []]}
+    head["judge"] = judge_model or judge_api or "by form"
+    _say(save_results(out, "jailbreaks", found.rows(), head | {"answers": answers}, found.plot()))
 
 
 @app.command("report")
@@ -168,7 +198,11 @@ def eval_report(
     model: ModelOption = DEFAULT_MODEL,
     data: DataOption = None,
     safe: SafeOption = None,
+    form: FormatOption = "rows",
+    safe_format: SafeFormatOption = "rows",
+    roles: RolesOption = None,
     judge_model: JudgeOption = None,
+    judge_api: EndpointOption = None,
     tasks: Annotated[str, typer.Option("--tasks", "-t", help="As in eval capability.")] = "everyday_choice",
     limit: Annotated[int | None, typer.Option(help="The first so many items of each task.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Labels that count; default: the two harmful ones.")] = None,
@@ -178,8 +212,8 @@ def eval_report(
 ) -> None:
     """Every intervention in one table: chosen on one half, reported on the other beside a random direction."""
     from assistant_axis.errors import SettingError, UnknownNameError
-    from assistant_axis.evals.jailbreak import HARMFUL, MILD, RESPONSE_LABELS, read_prompts
     from assistant_axis.evals.report import Suites, evaluate
+    from assistant_axis.evals.responses import FORM_LABELS, HARMFUL, RESPONSE_LABELS, RubricJudge, pattern_labels
     from assistant_axis.evals.saving import save_results
     from assistant_axis.models.loading import load_model
 
@@ -188,13 +222,19 @@ def eval_report(
             raise UnknownNameError("label", name, RESPONSE_LABELS)
     if len({c.stem for c in cap}) < len(cap):
         raise SettingError("Two interventions have one file name; rename one, the table names them by it.")
-    rows = read_prompts(data or MILD)
-    harmless = read_prompts(safe) if safe else []
+    judge = _judge(RubricJudge, judge_model, judge_api)
+    if judge is None and not set(label or HARMFUL) <= set(FORM_LABELS):
+        raise SettingError(
+            "Without a judge answers are labelled by form, which cannot tell harm. Give --judge-model or --judge-api, or "
+            f"count what form can tell, with --label: {', '.join(FORM_LABELS)}."
+        )
+    rows = _rows(data, form, roles)
+    harmless = _rows(safe, safe_format) if safe else []
     loaded = load_model(model)
     steps = dict(zip([c.stem for c in cap], _interventions(cap, loaded), strict=True))
     suites = Suites(
         rows,
-        _labeller(judge_model),
+        judge or pattern_labels,
         harmless,
         [t.strip() for t in tasks.split(",") if t.strip()],
         limit,
@@ -206,7 +246,7 @@ def eval_report(
     head = {
         "model": loaded.name,
         "labels": list(suites.labels),
-        "judge": judge_model or "by form",
+        "judge": judge_model or judge_api or "by form",
         "chosen": found.chosen,
         "max_cost": max_cost,
         "searched": [asdict(e) for e in found.searched],
@@ -215,12 +255,37 @@ def eval_report(
     _say(save_results(out, "report", found.rows(), head, found.plot()))
 
 
-def _labeller(judge_model: str | None) -> ResponseLabeller:
-    """A local model with the rubric, or by form."""
-    from assistant_axis.evals.jailbreak import RubricJudge, pattern_labels
-    from assistant_axis.models.loading import load_model
+def _judge(kind: Any, model: str | None, api: str | None) -> Any:
+    """A `LabelJudge` of this kind that is a local model or behind an endpoint; `None` if neither was named.
 
-    return RubricJudge.of_model(load_model(judge_model)) if judge_model else pattern_labels
+    Raises:
+        SettingError: both.
+        JudgeError, MissingExtraError: the endpoint lacks its key or its package.
+    """
+    from assistant_axis.errors import SettingError
+
+    if model and api:
+        raise SettingError("--judge-model and --judge-api were both given; one judge labels.")
+    if api:
+        from assistant_axis.judges.endpoint import Endpoint
+
+        return kind.of_endpoint(Endpoint(api, max_tokens=40))
+    if model:
+        from assistant_axis.models.loading import load_model
+
+        return kind.of_model(load_model(model))
+    return None
+
+
+def _rows(path: Path | None, form: str, roles: str | None = None) -> list[JailbreakPrompt]:
+    """Rows of a file in one of the formats, or our mild ones; under the prompts of roles, if any are named."""
+    from assistant_axis.errors import UnknownNameError
+    from assistant_axis.evals.datasets import FORMATS, MILD, role_products
+
+    if form not in FORMATS:
+        raise UnknownNameError("format", form, list(FORMATS))
+    found = FORMATS[form](path or MILD)
+    return role_products([r.strip() for r in roles.split(",")], found) if roles else found
 
 
 def _say(files: list[Path]) -> None:

@@ -85,7 +85,7 @@ def check_kind(judge: str, **limits: float) -> None:
         JudgeError, MissingExtraError: the API judge lacks its key or its package.
     """
     from assistant_axis.errors import UnknownNameError
-    from assistant_axis.judges.api import require_api
+    from assistant_axis.judges.endpoint import require_api
 
     if judge not in ("likelihood", "model", "api"):
         raise UnknownNameError("judge", judge, ["likelihood", "model", "api"])

@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING
 
 from assistant_axis.evals.labels import LABELS
+from assistant_axis.evals.responses import HARMFUL, REFUSED
 from assistant_axis.plots.style import BLUE, FAINT, GREEN, ORANGE, PURPLE, RED, Plot, clean, styled, title
 
 if TYPE_CHECKING:
+    from assistant_axis.evals.jailbreak import JailbreakResult
     from assistant_axis.evals.report import Report
     from assistant_axis.evals.susceptibility import Susceptibility
 
@@ -44,6 +46,33 @@ def susceptibility_curves(found: "Susceptibility") -> Plot:
         ax.set_ylim(-0.02, 1.02)
         count = found.share(LABELS[0], doses[0]).n
         title(ax, "Who does it say it is?", f"{found.model} · layer {found.layer} · {count} answers a dose")
+        ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def jailbreak_rates(found: "JailbreakResult") -> Plot:
+    """Rates with 95 % Wilson intervals: bare questions, under the personas, and under the personas with the intervention.
+
+    Harmful, refused and nonsensical answers; labelled by form alone, which cannot tell harm, the first is left out.
+    """
+    kinds = {"harmful": HARMFUL, "refused": REFUSED, "nonsensical": ("nonsensical",)}
+    if found.by_form:
+        del kinds["harmful"]
+    with styled(6.0, 3.4) as figure:
+        ax = figure.subplots()
+        conditions = (("bare question", found.bare, FAINT), ("persona", found.baseline, ORANGE))
+        for k, (name, responses, colour) in enumerate((*conditions, ("persona, with it", found.steered, BLUE))):
+            shares = [responses.share(labels) for labels in kinds.values()]
+            apart = [[s.value - s.interval[0] for s in shares], [s.interval[1] - s.value for s in shares]]
+            places = [n + 0.26 * (k - 1) for n in range(len(kinds))]
+            ax.bar(places, [s.value for s in shares], 0.24, color=colour, label=name)
+            ax.errorbar(places, [s.value for s in shares], yerr=apart, fmt="none", color="black", capsize=2.5, lw=0.9)
+        clean(ax, grid="y")
+        ax.set_xticks(range(len(kinds)), list(kinds))
+        ax.set_ylabel("share of answers")
+        ax.set_ylim(0, 1.02)
+        said = "labelled by form" if found.by_form else "labelled by a judge"
+        title(ax, "The same rows, three ways", f"{len(found.bare.prompts)} rows, {said}")
         ax.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 

@@ -85,7 +85,7 @@ def paired_change(before: Sequence[float], after: Sequence[float]) -> PairedChan
     the exact McNemar test; other values a t interval and t test of the differences.
 
     >>> print(paired_change([1, 1, 0, 1], [1, 0, 0, 1]))
-    0.750 → 0.500 (-0.250 [-0.597, +0.181], p = 1)
+    0.750 → 0.500 (-0.250 [-0.655, +0.320], p = 1)
 
     Args:
         before: one value an item.

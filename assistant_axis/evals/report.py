@@ -7,14 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from assistant_axis.errors import SettingError
 from assistant_axis.evals.capability import TaskChange, capability
-from assistant_axis.evals.jailbreak import (
-    JailbreakPrompt,
-    JailbreakResult,
-    ResponseLabeller,
-    jailbreak,
-    pattern_labels,
-)
+from assistant_axis.evals.datasets import JailbreakPrompt
+from assistant_axis.evals.jailbreak import JailbreakResult, jailbreak
 from assistant_axis.evals.paired import PairedChange
+from assistant_axis.evals.responses import FORM_LABELS, HARMFUL, ResponseLabeller, pattern_labels
 from assistant_axis.steering.interventions import Add, Change
 from assistant_axis.steering.readings import trace
 
@@ -44,7 +40,7 @@ class Suites:
     tasks: Sequence[str] = ("everyday_choice",)
     limit: int | None = None
     max_new_tokens: int = 64
-    labels: Sequence[str] = ("enough information", "enough and follows perfectly")
+    labels: Sequence[str] = HARMFUL
 
 
 @dataclass(frozen=True)
@@ -139,11 +135,16 @@ def evaluate(
         batch_size: answers a pass.
 
     Raises:
-        SettingError: no intervention, or fewer than four rows.
+        SettingError: no intervention, fewer than four rows, or harm without a judge that can tell it.
         ArtefactMismatchError: an intervention for another model.
     """
     if not interventions or len(suites.prompts) < 4:
         raise SettingError("A report needs at least one intervention and four prompts, two for each half.")
+    if suites.labeller is pattern_labels and not set(suites.labels) <= set(FORM_LABELS):
+        raise SettingError(
+            f"Labels by form cannot tell {', '.join(suites.labels)}: every rate would be 0. Give a judge (RubricJudge), or "
+            f"count labels that form can tell: {', '.join(FORM_LABELS)}."
+        )
     for step in interventions.values():
         step.compile(model)
     halves = {

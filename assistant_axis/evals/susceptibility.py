@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-
 from assistant_axis.activations.store import atomic
 from assistant_axis.errors import DatasetError, SettingError
 from assistant_axis.evals.labels import LABELS, Agreement, IdentityLabeller, Labelled, agreement
 from assistant_axis.evals.paired import Share
+from assistant_axis.evals.saving import direction_digest, kept_answers
 from assistant_axis.personas.library import PersonaLibrary, load_personas
 from assistant_axis.steering.direction import Direction
 from assistant_axis.steering.interventions import Add
@@ -234,7 +233,7 @@ def susceptibility(
     chats = [[{"role": "system", "content": s}, {"role": "user", "content": q}] for _, _, s, q in plan]
     conditions = {
         "model": model.fingerprint,
-        "direction": [direction.name, _digest(direction, where)],
+        "direction": [direction.name, direction_digest(direction, [where])],
         "layer": where,
         "sampling": [max_new_tokens, temperature, top_p, seed, batch_size],
         "asked": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
@@ -242,7 +241,7 @@ def susceptibility(
     rows: list[tuple[float, str, int, str, str]] = []
     for dose in doses:
         file = None if keep is None else Path(keep) / f"answers{float(dose):+g}.json"
-        texts = None if file is None else _kept(file, conditions, len(plan))
+        texts = None if file is None else kept_answers(file, conditions, len(plan))
         if texts is not None:
             rows += [(float(dose), n, p, q, t) for (n, p, _, q), t in zip(plan, texts, strict=True)]
             continue
@@ -265,30 +264,6 @@ def susceptibility(
     labels = _labels(labeller or IdentityLabeller(), [r[-1] for r in rows])
     found = tuple(IdentityAnswer(*row, label) for row, label in zip(rows, labels, strict=True))
     return Susceptibility(model.name, direction.name, where, found)
-
-
-def _digest(direction: Direction, layer: int) -> str:
-    """What a dose along a direction means at a layer: the unit vector, and the residual norm that a dose of 1 is."""
-    k = direction.index(layer)
-    norm = [] if direction.resid_norms is None else [direction.resid_norms[k : k + 1]]
-    parts = torch.cat([direction.unit[k], *norm]).float().cpu()
-    return hashlib.sha256(parts.numpy().tobytes()).hexdigest()
-
-
-def _kept(file: Path, conditions: dict[str, Any], count: int) -> list[str] | None:
-    """Answers of an earlier run, if there are any."""
-    if not file.is_file():
-        return None
-    try:
-        said: Any = json.loads(file.read_text(encoding="utf-8"))
-        before, texts = said["conditions"], said["answers"]
-    except (ValueError, KeyError, TypeError) as e:
-        raise SettingError(
-            f"{file} cannot be read as kept answers ({e}). Remove it, and its dose is asked again."
-        ) from e
-    if before != conditions or len(texts) != count:
-        raise SettingError(f"{file} holds answers of other settings. Remove it, or give another folder.")
-    return [str(t) for t in texts]
 
 
 def _labels(labeller: Labeller, answers: Sequence[str]) -> list[str]:

@@ -1,62 +1,24 @@
-"""A judge behind any OpenAI-compatible endpoint: bounded in time, in concurrency and, by an estimate first, in money."""
+"""A judge behind any OpenAI-compatible endpoint."""
 
-import asyncio
-import json
-import os
-from collections.abc import Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from assistant_axis.errors import JudgeError, MissingExtraError, SettingError
 from assistant_axis.judges.base import Judgement
+from assistant_axis.judges.endpoint import Endpoint, Reply, SpendEstimate
 from assistant_axis.judges.local import judgement_of
 from assistant_axis.judges.rubric import RUBRIC_VERSION, rubric_messages
 from assistant_axis.personas.rollouts import Rollout
 
-KEY = "OPENAI_API_KEY"
-BASE_URL = "OPENAI_BASE_URL"
-CHARACTERS_A_TOKEN = 4.0  # of English text, roughly; an estimate needs no tokenizer
-
-
-@dataclass(frozen=True)
-class SpendEstimate:
-    """What scoring will ask for.
-
-    Attributes:
-        requests: calls, if none has to be repeated.
-        prompt_tokens: about so many tokens in.
-        completion_tokens: at most so many tokens out.
-        price: at most, in the currency of the prices given; `None` where none were given.
-    """
-
-    requests: int
-    prompt_tokens: int
-    completion_tokens: int
-    price: float | None
-
-    def __str__(self) -> str:
-        said = f"{self.requests:,} requests, about {self.prompt_tokens:,} tokens in, at most {self.completion_tokens:,} out"
-        return said if self.price is None else f"{said}, at most {self.price:,.2f}"
-
 
 class APIJudge:
-    """Asks a model behind an OpenAI-compatible endpoint; the key comes from `OPENAI_API_KEY`, the address from
-    `OPENAI_BASE_URL` unless it is given.
+    """Scores by a model behind an OpenAI-compatible endpoint, with the rubric.
 
-    Rate limits, server errors, broken connections and slow answers are retried with growing, random pauses; replies that
-    hold no verdict are asked for once more. What still has no score when attempts or time are used up comes back as a
-    failure, never as an exception, so that one bad reply does not cost the others.
+    What has no score when attempts or time are used up comes back as a failure, never as an exception.
 
     Args:
         model: its name at the endpoint.
-        base_url: of the endpoint.
-        concurrency: requests under way at a time.
-        timeout: seconds a single request may take.
-        time_limit: seconds that one call of `score` may take altogether.
-        attempts: tries for each rollout.
-        max_tokens: room for the reason and the verdict.
-        prices: (in, out) for a million tokens, for the estimate.
+        limits: as [`Endpoint`][assistant_axis.judges.endpoint.Endpoint] takes them; `max_tokens` is room for the reason and
+            the verdict.
 
     Raises:
         MissingExtraError: the `openai` package is not installed.
@@ -64,26 +26,12 @@ class APIJudge:
         SettingError: a limit that is not positive.
     """
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        base_url: str | None = None,
-        concurrency: int = 8,
-        timeout: float = 60.0,
-        time_limit: float = 3600.0,
-        attempts: int = 6,
-        max_tokens: int = 200,
-        prices: tuple[float, float] | None = None,
-    ) -> None:
-        require_api(concurrency=concurrency, timeout=timeout, time_limit=time_limit, attempts=attempts)
-        self.model, self.base_url = model, base_url or os.environ.get(BASE_URL)
-        self.concurrency, self.timeout, self.time_limit = concurrency, timeout, time_limit
-        self.attempts, self.max_tokens, self.prices = attempts, max_tokens, prices
+    def __init__(self, model: str, **limits: Any) -> None:
+        self.endpoint = Endpoint(model, **limits)
 
     @property
     def name(self) -> str:
-        return f"api:{self.model}"
+        return f"api:{self.endpoint.model}"
 
     @property
     def rubric(self) -> str:
@@ -91,123 +39,24 @@ class APIJudge:
 
     def estimate(self, rollouts: Sequence[Rollout]) -> SpendEstimate:
         """What scoring these rollouts will ask for; nothing is sent."""
-        asked = [r for r in rollouts if r.answer.strip()]
-        characters = sum(len(m["content"]) for r in asked for m in rubric_messages(r))
-        return self.estimate_of(len(asked), characters)
-
-    def estimate_of(self, requests: int, characters: int) -> SpendEstimate:
-        """The same from a number of requests and the characters they hold."""
-        into, out = int(characters / CHARACTERS_A_TOKEN), requests * self.max_tokens
-        price = None if self.prices is None else (into * self.prices[0] + out * self.prices[1]) / 1e6
-        return SpendEstimate(requests, into, out, price)
+        return self.endpoint.estimate([rubric_messages(r) for r in rollouts if r.answer.strip()])
 
     def score(self, rollouts: Sequence[Rollout]) -> list[Judgement]:
-        """One judgement for each rollout, in order, in `time_limit` seconds at the longest.
+        """One judgement for each rollout, in order; empty answers are failures and are not sent.
 
         Raises:
             JudgeError: the endpoint refuses the key, the model's name or the form of the request.
         """
-        return _finish(self._all(rollouts))
+        full = [k for k, r in enumerate(rollouts) if r.answer.strip()]
+        replies = self.endpoint.ask([rubric_messages(rollouts[k]) for k in full], self._readable) if full else []
+        found = {k: self._judged(reply) for k, reply in zip(full, replies, strict=True)}
+        empty = Judgement(None, "", self.name, RUBRIC_VERSION, "empty")
+        return [found.get(k, empty) for k in range(len(rollouts))]
 
-    async def _all(self, rollouts: Sequence[Rollout]) -> list[Judgement]:
-        from openai import AsyncOpenAI
+    def _readable(self, text: str) -> bool:
+        return judgement_of(text, self.name).failure != "unparsed"
 
-        gate = asyncio.Semaphore(self.concurrency)
-        client = AsyncOpenAI(base_url=self.base_url, timeout=self.timeout, max_retries=0)
-        async with client:
-            tasks = [asyncio.create_task(self._one(client, gate, r)) for r in rollouts]
-            if not tasks:
-                return []
-            try:
-                done, late = await asyncio.wait(tasks, timeout=self.time_limit, return_when=asyncio.FIRST_EXCEPTION)
-                broken = next((e for t in done if (e := t.exception()) is not None), None)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-            if broken is not None:
-                raise broken
-        said = f"not answered within {self.time_limit:g} s"
-        return [self._failed("time", said) if t in late else t.result() for t in tasks]
-
-    async def _one(self, client: Any, gate: asyncio.Semaphore, rollout: Rollout) -> Judgement:
-        import openai
-        import tenacity
-
-        if not rollout.answer.strip():
-            return self._failed("empty", "")
-        passing = (
-            openai.RateLimitError,
-            openai.APIConnectionError,
-            openai.InternalServerError,
-            TimeoutError,
-            json.JSONDecodeError,  # a broken body
-        )
-        retrying = tenacity.AsyncRetrying(
-            stop=tenacity.stop_after_attempt(self.attempts),
-            wait=tenacity.wait_random_exponential(multiplier=0.5, max=30),
-            retry=tenacity.retry_if_exception_type(passing),
-            reraise=True,
-        )
-        unread: Judgement | None = None
-        try:
-            async for attempt in retrying:
-                with attempt:
-                    async with gate:
-                        # The client's own timeout is for each read; a server that drips would outlast it.
-                        said = await asyncio.wait_for(self._ask(client, rollout), self.timeout)
-                    if said.failure == "unparsed" and unread is None and self.attempts > 1:
-                        unread = said
-                        raise TimeoutError("no verdict")  # once more, as if it had not answered
-                    return said
-        except passing as e:
-            return unread or self._failed("error", f"{type(e).__name__}: {e}")
-        except openai.APIResponseValidationError as e:
-            return self._failed("error", str(e))
-        except openai.APIStatusError as e:
-            raise JudgeError(
-                f"The endpoint answered {e.status_code} ({e.message}). Check {KEY}, {BASE_URL} and the model's name "
-                f"{self.model!r}."
-            ) from e
-        raise AssertionError("unreachable")
-
-    async def _ask(self, client: Any, rollout: Rollout) -> Judgement:
-        reply = await client.chat.completions.create(
-            model=self.model, messages=rubric_messages(rollout), temperature=0, max_tokens=self.max_tokens
-        )
-        choices = getattr(reply, "choices", None)
-        message = choices[0].message if choices else None
-        if not choices or message is None:
-            return self._failed("unparsed", f"no message in the reply: {reply!r:.200}")
-        if getattr(message, "refusal", None) or choices[0].finish_reason == "content_filter":
-            return self._failed("refused", message.refusal or "content filter")
-        return judgement_of(message.content or "", self.name)
-
-    def _failed(self, failure: str, reason: str) -> Judgement:
-        return Judgement(None, reason, self.name, RUBRIC_VERSION, failure)
-
-
-def require_api(**limits: float) -> None:
-    """Fail before anything is loaded or sent, if the key, the package or a sensible limit is missing."""
-    wrong = {k: v for k, v in limits.items() if not v > 0}
-    if wrong:
-        raise SettingError(f"{', '.join(f'{k}={v}' for k, v in wrong.items())}: must be above 0.")
-    try:
-        import openai  # noqa: F401
-    except ImportError as e:
-        raise MissingExtraError("openai", "api", "A judge behind an API") from e
-    if not os.environ.get(KEY):
-        raise JudgeError(
-            f"The environment has no {KEY}, which the API judge needs. Set it (any text for a server of your own that asks "
-            f"for none), and {BASE_URL} for another endpoint; or use the likelihood judge, which needs neither."
-        )
-
-
-def _finish(work: Coroutine[Any, Any, list[Judgement]]) -> list[Judgement]:
-    """Run to the end, in a thread of its own where an event loop is running already (a notebook)."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()
+    def _judged(self, reply: Reply) -> Judgement:
+        if reply.failure:
+            return Judgement(None, reply.text, self.name, RUBRIC_VERSION, reply.failure)
+        return judgement_of(reply.text, self.name)

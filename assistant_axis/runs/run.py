@@ -10,7 +10,7 @@ from torch import Tensor
 
 from assistant_axis.activations.store import load_artefact
 from assistant_axis.errors import IntegrityError, RunError, UnknownNameError
-from assistant_axis.judges.api import require_api
+from assistant_axis.judges.endpoint import require_api
 from assistant_axis.models.hooked import HookedChatModel
 from assistant_axis.runs.config import STAGES, RunConfig, load_config
 from assistant_axis.runs.folder import Folder

@@ -101,7 +101,7 @@ def estimate(run: State, todo: Sequence[int], say: Callable[[str], None]) -> Non
         asked = [r for r in run.worker.rollouts(n) if r.role != DEFAULT and r.answer.strip()]
         requests += len(asked)
         characters += sum(len(rubric_messages(r)[0]["content"]) for r in asked)
-    say(f"judge: {judge.estimate_of(requests, characters)}")
+    say(f"judge: {judge.endpoint.estimate_of(requests, characters)}")
 
 
 def _bytes(count: int) -> str:

@@ -14,7 +14,6 @@ WITH_EXAMPLES = sorted(
     for p in PACKAGE.rglob("*.py")
     if re.search(r"^\s*>>> (?!.*doctest: \+SKIP)", p.read_text(encoding="utf-8"), re.MULTILINE)
 )
-STALE = {"assistant_axis.evals.paired": "the docstring shows an older interval than the code's (Newcombe's method 10)"}
 READ_OUTSIDE = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"]
 
 
@@ -23,9 +22,7 @@ def test_there_are_examples() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLES)
-def test_examples_in_docstrings(name: str, request: pytest.FixtureRequest) -> None:
-    if name in STALE:
-        request.applymarker(pytest.mark.xfail(reason=STALE[name], strict=False))
+def test_examples_in_docstrings(name: str) -> None:
     found = doctest.testmod(import_module(name))
     assert found.attempted > 0
     assert found.failed == 0

@@ -37,6 +37,17 @@ def test_jailbreaks(capped, tmp_path):
     with (out / "jailbreaks.csv").open(newline="") as file:
         assert [dict(r) for r in csv.DictReader(file)] == [{"p (McNemar)": "", **r} for r in said["table"]]
     assert (out / "jailbreaks.md").read_text().startswith("| share of | bare question |")
+    assert (out / "jailbreaks.png").read_bytes().startswith(PNG)
+    assert len(list((out / "answers").glob("*.json"))) == 3
+
+
+def test_public_sets_under_roles(capped, tmp_path):
+    (tmp_path / "s.csv").write_text("category,source,forbidden_prompt\nc,x,What is it?\nc,x,How is it?\n")
+    asked = ["--data", tmp_path / "s.csv", "--format", "strongreject", "--roles", "demon, trickster"]
+    done = run("jailbreaks", *asked, "--cap", capped, "--max-new-tokens", 2, "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    said = json.loads((tmp_path / "jailbreaks.json").read_text())["answers"]["baseline"]
+    assert [r["id"].split("/")[0] for r in said] == ["demon"] * 2 + ["trickster"] * 2
 
 
 def test_report(capped, tmp_path):
@@ -55,6 +66,10 @@ def test_bad_words(capped, tmp_path):
     assert isinstance(run("report", "--cap", capped, "--label", "othr", "--out", tmp_path).exception, UnknownNameError)
     assert isinstance(run("report", "--cap", capped, "--cap", capped, "--out", tmp_path).exception, SettingError)
     assert isinstance(run("jailbreaks", "--limit", 0, "--out", tmp_path).exception, SettingError)
+    assert "cannot tell harm" in str(run("report", "--cap", capped, "--out", tmp_path).exception)
+    both = run("jailbreaks", "--judge-model", "a", "--judge-api", "b", "--out", tmp_path).exception
+    assert "one judge labels" in str(both)
+    assert isinstance(run("jailbreaks", "--format", "row", "--out", tmp_path).exception, UnknownNameError)
     bad = tmp_path / "bad.csv"
     bad.write_text("id,question\n1,What?\n")
     done = run("jailbreaks", "--data", bad, "--out", tmp_path)

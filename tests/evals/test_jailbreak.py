@@ -5,23 +5,21 @@ import json
 import pytest
 
 from assistant_axis.errors import DatasetError, JudgeError, SettingError, UnknownNameError
-from assistant_axis.evals.jailbreak import (
-    HARMFUL,
+from assistant_axis.evals.datasets import (
     MILD,
-    RESPONSE_LABELS,
     JailbreakPrompt,
-    RubricJudge,
-    jailbreak,
-    judge_messages,
     load_harmbench,
     load_jailbreakbench,
     load_strongreject,
     load_xstest,
-    parse_label,
-    pattern_labels,
     read_prompts,
     role_products,
 )
+from assistant_axis.evals.jailbreak import jailbreak
+from assistant_axis.evals.judging import parse_label
+from assistant_axis.evals.labels import LABELS, IdentityJudge
+from assistant_axis.evals.responses import HARMFUL, RESPONSE_LABELS, RubricJudge, pattern_labels
+from assistant_axis.judges.endpoint import Endpoint, Reply
 from assistant_axis.steering.interventions import Add
 
 
@@ -112,15 +110,60 @@ def test_labels_by_form(answer, label):
 
 def test_a_judge_reads_the_rubric_and_is_held_to_it():
     row = read_prompts(MILD)[0]
-    (message,) = judge_messages(row, "Some answer")
-    assert all(name in message["content"] for name in RESPONSE_LABELS)
-    assert "Some answer" in message["content"]
-    assert parse_label("I thought about it.\nLABEL: Enough information.") == "enough information"
+    seen = []
+    judge = RubricJudge(lambda chats: seen.extend(chats) or ["I thought about it.\nLABEL: Enough information."])
+    assert judge([row, row], ["Some answer", " "]) == ["enough information", "nonsensical"]
+    ((message,),) = seen
+    assert all(said in message["content"] for said in (*RESPONSE_LABELS, "Some answer", row.question))
     for reply in ("enough information", "LABEL: harmful", ""):
         with pytest.raises(JudgeError, match="off the rubric on row mild-00"):
-            parse_label(reply, row.id)
+            parse_label(reply, RESPONSE_LABELS, f"row {row.id}")
     with pytest.raises(JudgeError, match="0 replies"):
         RubricJudge(lambda _chats: [])([row], ["x"])
+
+
+def test_a_judge_behind_an_endpoint(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "anything")
+    said = {"a": Reply("LABEL: mystical"), "b": Reply("LABEL: other")}
+    asked = []
+
+    def ask(_self, chats, readable):
+        assert readable("LABEL: mystical")
+        assert not readable("mystical")
+        asked.extend(chats)
+        return [said[c[0]["content"].split("<answer>\n")[1][0]] for c in chats]
+
+    monkeypatch.setattr(Endpoint, "ask", ask)
+    judge = IdentityJudge.of_endpoint(Endpoint("stub"))
+    assert judge(["a", "", "b"]) == ["mystical", "nonsensical", "other"]
+    assert all(name in asked[0][0]["content"] for name in LABELS)
+    said["b"] = Reply("slow", "time")
+    with pytest.raises(JudgeError, match=r"1 of 2 labels did not come: time \(slow\)"):
+        judge(["a", "b"])
+
+
+def test_finished_answers_are_kept(tiny_model, tiny_direction, tmp_path, monkeypatch):
+    rows = read_prompts(MILD)[:3]
+    step = Add(tiny_direction, 6.0, layers=2)
+
+    def broken(_prompts, _answers):
+        raise JudgeError("away")
+
+    with pytest.raises(JudgeError, match="away"):
+        jailbreak(tiny_model, rows, step, labeller=broken, max_new_tokens=4, keep=tmp_path)
+    assert [f.name for f in tmp_path.iterdir()] == ["bare.json"]
+    first = jailbreak(tiny_model, rows, step, max_new_tokens=4, keep=tmp_path)
+    monkeypatch.setattr(tiny_model, "generate", None)
+    assert jailbreak(tiny_model, rows, step, max_new_tokens=4, keep=tmp_path) == first
+    with pytest.raises(SettingError, match="other settings"):
+        jailbreak(tiny_model, rows, Add(tiny_direction, 5.0, layers=2), max_new_tokens=4, keep=tmp_path)
+
+
+def test_by_form_there_is_no_harm_rate(tiny_model):
+    found = jailbreak(tiny_model, read_prompts(MILD)[:3], max_new_tokens=3)
+    assert not any("harm" in r["share of"] for r in found.rows())
+    (ax,) = found.plot().axes
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["refused", "nonsensical"]
 
 
 def by_letters(prompts, answers):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from assistant_axis.errors import SettingError
-from assistant_axis.evals.jailbreak import MILD, read_prompts
+from assistant_axis.evals.datasets import MILD, read_prompts
 from assistant_axis.evals.report import Suites, evaluate, random_control
 from assistant_axis.steering.interventions import Add, Cap
 
@@ -66,6 +66,8 @@ def test_the_control_moves_as_much(tiny_model, tiny_direction):
 
 def test_bad_input(tiny_model, tiny_direction):
     with pytest.raises(SettingError, match="four prompts"):
-        evaluate(tiny_model, {"a": Add(tiny_direction, 0.0)}, Suites(read_prompts(MILD)[:3]))
+        evaluate(tiny_model, {"a": Add(tiny_direction, 0.0)}, Suites(read_prompts(MILD)[:3], by_letters))
     with pytest.raises(SettingError, match="at least one intervention"):
-        evaluate(tiny_model, {}, Suites(read_prompts(MILD)))
+        evaluate(tiny_model, {}, Suites(read_prompts(MILD), by_letters))
+    with pytest.raises(SettingError, match="Labels by form cannot tell enough information"):
+        evaluate(tiny_model, {"a": Add(tiny_direction, 0.0)}, Suites(read_prompts(MILD)))
