@@ -166,14 +166,14 @@ def _nnsight(push: torch.Tensor, settings: dict[str, Any]) -> Callable[[], torch
 
 def official(folder: Path, count: int, rounds: int) -> Comparison:
     """Response means of the same conversations by the paper's batch extraction and by ours."""
-    extract = _official_extract(folder)
+    extract = official_extract(folder)
     model = load_model(NAME, device="cpu", dtype="float32")
     conversations = mixed_conversations(count)
     layers = list(range(model.n_layers))
     hf = plain_hf()
     holder = SimpleNamespace(
         model=hf,
-        tokenizer=_Tokenizer(model.tokenizer),
+        tokenizer=OldTemplates(model.tokenizer),
         model_name=NAME,
         get_layers=lambda: hf.model.layers,
         device=hf.device,
@@ -195,7 +195,7 @@ def official(folder: Path, count: int, rounds: int) -> Comparison:
     )
 
 
-class _Tokenizer:
+class OldTemplates:
     """The paper's code was written for Transformers 4, whose chat templates gave a list of ids where 5 gives a dictionary."""
 
     def __init__(self, tokenizer: Any) -> None:
@@ -211,7 +211,7 @@ class _Tokenizer:
         return self._tokenizer(*args, **options)
 
 
-def _official_extract(folder: Path) -> Callable[..., Any]:
+def official_extract(folder: Path) -> Callable[..., Any]:
     """`extract_activations_batch` of a clone, whose package has the name of ours."""
     inside = folder / "assistant_axis" / "internals"
     spec = spec_from_file_location(

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
+from assistant_axis.models.compiled import CompiledStep, check_compilable
 from assistant_axis.models.hook_points import HookPoint, ResidPost
 from assistant_axis.models.hooked import text_config
 from assistant_axis.models.lens import HookFunction
@@ -77,6 +78,7 @@ def decode_prompts(
     slots: int,
     layers: Sequence[int] | None = None,
     logprobs: bool = False,
+    compile: bool = False,
 ) -> Iterator[tuple[int, Decoded]]:
     """Continue token ids; yields `(index, Decoded)` as answers end.
 
@@ -90,8 +92,15 @@ def decode_prompts(
         slots: rows computed at a time.
         layers: read the mean activation of these blocks' outputs over the new tokens, in the same pass.
         logprobs: add up the log-probability of the new tokens (at temperature 1, over the whole vocabulary).
+        compile: run the step of one token a slot compiled, on buffers as long as the longest prompt and its answer.
+
+    Raises:
+        SettingError: a model that cannot be compiled.
+        ModelError: one whose compiled step differs from the plain one.
     """
-    loop = _Loop(model, prompts, tuple(stops), max_new_tokens, sampler, seeds, slots, layers, logprobs)
+    if compile:
+        check_compilable(model)
+    loop = _Loop(model, prompts, tuple(stops), max_new_tokens, sampler, seeds, slots, layers, logprobs, compile)
     with torch.inference_mode(), model.hooks(loop.reader.hooks() if loop.reader else []):
         yield from loop.run()
 
@@ -206,6 +215,7 @@ class _Loop:
         slots: int,
         layers: Sequence[int] | None,
         logprobs: bool,
+        compile: bool,
     ) -> None:
         self.model, self.prompts, self.limit = model, [list(p) for p in prompts], max_new_tokens
         self.sampler, self.seeds, self.logprobs = sampler, seeds, logprobs
@@ -225,13 +235,15 @@ class _Loop:
         self.next = torch.zeros(self.size, dtype=torch.long, device=self.device)
         self.lengths = torch.zeros(self.size, dtype=torch.long)  # known without asking the device
         self.reader = None if layers is None else _Reader(layers, model.d_model, self.size, self.device)
+        self.room = max(map(len, self.prompts)) + self.limit if compile else 0  # what is compiled has one shape
+        self.compiled: CompiledStep | None = None
 
     def run(self) -> Iterator[tuple[int, Decoded]]:
         while self.at < len(self.waiting) or any(k >= 0 for k in self.owner):
             free = [s for s, k in enumerate(self.owner) if k < 0]
             if self.at < len(self.waiting) and len(free) * _REFILL >= self.size:
                 yield from self._fill(free)
-            elif self.at == len(self.waiting) and 4 * len(free) >= len(self.owner):
+            elif self.at == len(self.waiting) and 4 * len(free) >= len(self.owner) and not self.room:
                 self._compact()
             if any(k >= 0 for k in self.owner):
                 yield from self._step()
@@ -239,16 +251,12 @@ class _Loop:
     # -- one token a slot ----------------------------------------------------------------------------------------------
 
     def _step(self) -> Iterator[tuple[int, Decoded]]:
-        b = self.buffer
-        b.point(self.lengths, self.device)
-        places = self.lengths.to(self.device)[:, None]
-        seen = torch.arange(b.width, device=self.device) <= places
+        if self.room and self.compiled is None:
+            self.compiled = CompiledStep(self.model, self.buffer.keys, self.buffer.values)
+            self.compiled.prepare(self.next, self.lengths, self._plain_step())
         if self.reader is not None:
             self.reader.on = True
-        logits = self.model.lens.forward(
-            self.next[:, None], seen[:, None, None], 1, past_key_values=b, use_cache=True,
-            position_ids=places,
-        ).logits[:, -1]  # fmt: skip
+        logits = self._plain_step() if self.compiled is None else self.compiled(self.next, self.lengths)
         if self.reader is not None:
             self.reader.on = False
         self.lengths = self.lengths + 1
@@ -258,6 +266,16 @@ class _Loop:
         going = [s for s in live if s not in full]
         if going:
             yield from self._choose(going, logits if len(going) == len(logits) else logits[going])
+
+    def _plain_step(self) -> Float[Tensor, "slot vocab"]:
+        b = self.buffer
+        b.point(self.lengths, self.device)
+        places = self.lengths.to(self.device)[:, None]
+        seen = torch.arange(b.width, device=self.device) <= places
+        return self.model.lens.forward(
+            self.next[:, None], seen[:, None, None], 1, past_key_values=b, use_cache=True,
+            position_ids=places,
+        ).logits[:, -1]  # fmt: skip
 
     def _choose(self, slots: Sequence[int], scores: Float[Tensor, "new vocab"]) -> Iterator[tuple[int, Decoded]]:
         """The next token of these slots."""
@@ -323,7 +341,7 @@ class _Loop:
             position_ids=places.to(self.device),
         )  # fmt: skip
         lengths = real.sum(1)
-        self.buffer.make_room(cache, len(self.owner), int(lengths.max()) + self.limit)
+        self.buffer.make_room(cache, len(self.owner), self.room or int(lengths.max()) + self.limit)
         slots = list(free[: len(chosen)])
         index = torch.tensor(slots, device=self.device)
         self.buffer.put(index, cache, real)

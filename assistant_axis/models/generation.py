@@ -58,6 +58,7 @@ def generate(
     batch_size: int = 16,
     layers: Sequence[int | float] | None = None,
     logprobs: bool = False,
+    compile: bool = False,
     progress: str | bool = False,
 ) -> list[Answer]:
     """Answer conversations; interventions in force act at every step.
@@ -79,6 +80,8 @@ def generate(
         batch_size: rows computed at a time.
         layers: indices or depths whose residual stream is averaged over each answer in the same pass (`Answer.means`).
         logprobs: also measure how likely the model found each answer (`Answer.logprob`).
+        compile: compile the step of one token a row (`torch.compile`, and a CUDA graph on a GPU), interventions included.
+            The first answers wait for it, tens of seconds on a CPU; it pays for long runs, and on a GPU for large models.
         progress: show a bar (a string is its label).
 
     Returns:
@@ -89,6 +92,7 @@ def generate(
         LayerError: a layer that the model does not have.
         ConversationError: a conversation that cannot be answered.
         NonFiniteError: activations or logits that are not finite.
+        ModelError: `compile=True` for a model whose compiled step differs from the plain one.
     """
     return continue_prompts(
         model,
@@ -102,6 +106,7 @@ def generate(
         stop_strings=model.chat.stop_strings,
         layers=layers,
         logprobs=logprobs,
+        compile=compile,
         progress=progress,
     )
 
@@ -119,6 +124,7 @@ def continue_prompts(
     stop_strings: Sequence[str] = (),
     layers: Sequence[int | float] | None = None,
     logprobs: bool = False,
+    compile: bool = False,
     progress: str | bool = False,
 ) -> list[Answer]:
     """Continue token ids as they are, without a template. See `generate` for the arguments.
@@ -143,7 +149,12 @@ def continue_prompts(
     if len(seeds) != len(prompts):
         raise SettingError(f"{len(seeds)} seeds came for {len(prompts)} prompts; give one number, or one for each.")
     if not stop_strings and can_decode(model, longest + max_new_tokens):
-        answered = _slots(model, prompts, max_new_tokens, sampler, seeds, batch_size, read, logprobs)
+        answered = _slots(model, prompts, max_new_tokens, sampler, seeds, batch_size, read, logprobs, compile)
+    elif compile:
+        raise SettingError(
+            "compile=True is for the slot loop, and this generation needs the model's own: stop strings, interventions at some "
+            "positions only, a drift monitor, another attention than SDPA, or another cache than plain attention."
+        )
     else:
         answered = _batches(model, prompts, max_new_tokens, sampler, seeds, batch_size, stop_strings, read, logprobs)
     answers: dict[int, Answer] = {}
@@ -186,6 +197,7 @@ def _slots(
     batch_size: int,
     layers: Sequence[int] | None,
     logprobs: bool,
+    compile: bool,
 ) -> Iterator[tuple[int, Answer]]:
     """Our own loop (`decode_prompts`)."""
     found = decode_prompts(
@@ -198,6 +210,7 @@ def _slots(
         slots=batch_size,
         layers=layers,
         logprobs=logprobs,
+        compile=compile,
     )
     for k, done in found:
         ids = tuple(done.ids)
