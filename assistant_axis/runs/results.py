@@ -61,6 +61,7 @@ def totals_of(run: State) -> tuple[dict[tuple[str, int], dict[str, Tensor]], lis
 
 
 def make_vectors(run: State) -> str:
+    """The stage `vectors`: persona vectors from the sums of all shards; returns a line to show."""
     c = run.config
     run.require_before("vectors")
     totals, samples, scored = totals_of(run)
@@ -112,6 +113,7 @@ def make_vectors(run: State) -> str:
 
 
 def make_axis(run: State) -> str:
+    """The stage `axis`: the contrast axis and that of PC1, each in a file; returns a line to show."""
     vectors = _given(run, "vectors.safetensors", "axis")
     axis = vectors.axis()
     run.folder.put("axis.safetensors", axis.save)
@@ -126,6 +128,7 @@ def _given(run: State, name: str, stage: str) -> PersonaVectors:
 
 
 def make_report(run: State) -> str:
+    """The stage `report`: all rollouts in one file, yield, figures and page; returns a line to show."""
     from assistant_axis import plots
     from assistant_axis.report import persona_report
 

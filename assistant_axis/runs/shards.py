@@ -91,6 +91,7 @@ def announce(run: State, say: Callable[[str], None]) -> None:
 
 
 def estimate(run: State, todo: Sequence[int], say: Callable[[str], None]) -> None:
+    """Say what a judge behind an API is going to be sent, before it is."""
     from assistant_axis.judges.api import APIJudge
     from assistant_axis.judges.rubric import rubric_messages
 

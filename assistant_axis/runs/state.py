@@ -200,5 +200,6 @@ class State:
 
 
 def numbers_of(numbers: Sequence[int], most: int = 8) -> str:
+    """The first of some numbers in words, and how many more there are."""
     said = ", ".join(str(n) for n in numbers[:most])
     return said + (f" and {len(numbers) - most} more" if len(numbers) > most else "")

@@ -380,10 +380,12 @@ def half(x: Tensor) -> Tensor:
 
 
 def rollout_file(shard: int) -> str:
+    """Where a run keeps the rollouts of a shard."""
     return f"rollouts/{shard:05d}.parquet"
 
 
 def activation_file(shard: int) -> str:
+    """Where a run keeps the activations of a shard."""
     return f"activations/{shard:05d}.safetensors"
 
 
