@@ -1,6 +1,9 @@
 """Token views hold hostile tokens, in a notebook and in a terminal; none of them asks the network."""
 
+import base64
+import gzip
 import re
+from importlib import resources
 
 import pytest
 from rich.console import Console
@@ -96,3 +99,11 @@ def test_circuitsvis_is_self_contained() -> None:
     data = view.page[view.page.rindex("CircuitsVis.render(") :]
     assert "<img" not in data
     assert "\\u003c" not in data, "tokens are escaped for the HTML that CircuitsVis makes of them"
+
+
+def test_circuitsvis_is_packed_small_enough_for_a_notebook() -> None:
+    page = circuitsvis_view(["a"], [1]).page
+    (packed,) = re.findall(r'atob\("([^"]+)"\)', page)
+    library = resources.files("circuitsvis") / "dist" / "cdn" / "iife.js"
+    assert gzip.decompress(base64.b64decode(packed)) == library.read_bytes()
+    assert len(page) < 600_000
