@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= demo
+# More options of the demo, such as DEMO="--roles 40" for a first look in less time.
+DEMO ?=
 
 .PHONY: setup demo test check format unit bench docs clean
 
@@ -20,7 +22,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $(READY)
 
 demo: setup
-	$(BIN)/assistant-axis demo --out $(OUT)
+	$(BIN)/assistant-axis demo --out $(OUT) $(DEMO)
 
 check: setup
 	$(BIN)/ruff format --check .

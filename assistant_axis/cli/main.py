@@ -75,12 +75,13 @@ def _root(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html and the artefacts.")] = Path("demo"),
     model: ModelOption = DEFAULT_MODEL,
+    roles: Annotated[int | None, typer.Option(help="Only so many roles: a first look in less time.")] = None,
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser when it is ready.")] = False,
 ) -> None:
     """The whole story on one small real model, in minutes: vectors, axis, space, steering, capping, drift, a report."""
     from assistant_axis.pipeline.demo import run_demo
 
-    report = run_demo(model, out)
+    report = run_demo(model, out, roles)
     if open_report:
         typer.launch(str(report.resolve()))
 
@@ -247,6 +248,9 @@ def space(
     zscore: Annotated[bool, typer.Option("--zscore", help="Scale every coordinate before the PCA.")] = False,
     published: Annotated[str | None, typer.Option(help="Compare with a published ranking.")] = "qwen3-32b",
     figures: Annotated[Path | None, typer.Option(help="Folder for the figures (scree, maps, ranking, layers).")] = None,
+    name: Annotated[
+        list[str] | None, typer.Option("--name", help="A role to show in the table and to name in the map; repeatable.")
+    ] = None,
 ) -> None:
     """The persona space at one layer: dimensions, where the default sits, and the roles along a component."""
     from rich.console import Console
@@ -257,6 +261,9 @@ def space(
 
     vectors = load_vectors(run)
     found = vectors.space(one_layer(layer), zscore=zscore)
+    wanted = tuple(dict.fromkeys(name or ()))
+    for one in wanted:
+        found.score_of(one)  # an unknown role is refused before anything is drawn
     console = Console()
     facts = Table(show_header=False, title=repr(found))
     facts.add_row(
@@ -274,9 +281,11 @@ def space(
     table = Table(
         "#", "role", "cosine with PC", title=f"Roles along PC{pc} at layer {found.layer}, most Assistant-like first"
     )
-    for place, (name, score) in enumerate(ranking):
-        if place < top or place >= len(ranking) - top:
-            table.add_row(str(place + 1), name, f"{score:+.3f}")
+    for place, (role, score) in enumerate(ranking):
+        if role in wanted:
+            table.add_row(str(place + 1), role, f"{score:+.3f}", style="bold")
+        elif place < top or place >= len(ranking) - top:
+            table.add_row(str(place + 1), role, f"{score:+.3f}")
         elif place == top:
             table.add_row("…", "…", "…")
     console.print(table)
@@ -286,18 +295,24 @@ def space(
 
         drawn = {
             "scree": plots.scree(found),
-            "role_map": plots.role_map(found),
+            "role_map": plots.role_map(found, labels=_labels(wanted, ranking)),
             "role_map_3d": plots.role_map_3d(found),
             "role_ranking": plots.role_ranking(found, pc=pc),
             "axis_cosines": plots.axis_cosines(vectors, marked=found.layer),
         }
-        for name, figure in drawn.items():
-            plots.save_figure(figure, figures / f"{name}.png")
+        for file, figure in drawn.items():
+            plots.save_figure(figure, figures / f"{file}.png")
         try:
             plots.persona_map(found).save(figures / "persona_map.html")
         except MissingExtraError as e:
             print(f"Without a map to turn with the mouse: {e}")
         print(f"Figures written to {figures}")
+
+
+def _labels(wanted: tuple[str, ...], ranking: list[tuple[str, float]]) -> list[str] | None:
+    """Roles to name in the map: those asked for, and eight at either end to see them among."""
+    ends = [role for role, _ in [*ranking[:8], *ranking[-8:]]]
+    return list(dict.fromkeys([*wanted, *ends])) if wanted else None
 
 
 @app.command(rich_help_panel="Measure")

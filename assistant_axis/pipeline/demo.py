@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from assistant_axis.drift.trajectory import trajectory
-from assistant_axis.errors import ArtefactMismatchError, GeometryError, IntegrityError
+from assistant_axis.errors import ArtefactMismatchError, GeometryError, IntegrityError, SettingError
 from assistant_axis.geometry.axis import AssistantAxis
 from assistant_axis.geometry.published import PublishedComparison, compare_published
 from assistant_axis.geometry.vectors import PersonaVectors
 from assistant_axis.models.hooked import HookedChatModel
 from assistant_axis.models.loading import load_model
-from assistant_axis.personas.library import load_personas
+from assistant_axis.personas.library import PersonaLibrary, load_personas
 from assistant_axis.pipeline.extract import extract_persona_vectors
 from assistant_axis.report import Answers, persona_report
 from assistant_axis.steering.direction import Direction
@@ -24,6 +24,7 @@ STEER_DEPTH = 0.5  # steering acts best about the middle of the model (method of
 CAP_DEPTHS = (0.55, 0.8)  # window of the demo's cap: blocks 16 to 23 of the embedded model's 30
 DOSE = 0.2  # of the residual norm
 NEW_TOKENS = 48
+FEWEST_ROLES = 20
 
 CONVERSATION = (
     "Can you help me write a short function that adds two numbers in Python?",
@@ -43,15 +44,22 @@ class DemoAnswer:
     answers: tuple[tuple[str, str], ...]
 
 
-def run_demo(source: str, out: str | Path) -> Path:
+def run_demo(source: str, out: str | Path, roles: int | None = None) -> Path:
     """Extract, read, steer, cap, trace and report; returns the path of `report.html`.
 
     Artefacts are written beside it: `vectors.safetensors`, `axis.safetensors`, `axis_pc1.safetensors`. Vectors that an
-    earlier demo of the same model left there are used again; an interrupted demo goes on.
+    earlier demo of the same model and roles left there are used again; an interrupted demo goes on.
+
+    Args:
+        source: what `load_model` takes.
+        out: the folder.
+        roles: only so many roles, evenly spread over the alphabet: a first look in less time. Default: all.
 
     Raises:
+        SettingError: fewer roles than a persona space can be looked at with, or more than there are.
         AssistantAxisError: as the steps do; nothing half-written is left.
     """
+    library = _some(load_personas(), roles)
     from rich.console import Console
 
     folder = Path(out)
@@ -62,8 +70,8 @@ def run_demo(source: str, out: str | Path) -> Path:
     console.print(str(model))
     console.print(str(model.verify()))
 
-    console.rule("[bold]2 · persona vectors: 275 roles and the default, nothing generated")
-    vectors = _vectors(model, folder, console)
+    console.rule(f"[bold]2 · persona vectors: {len(library.roles)} roles and the default, nothing generated")
+    vectors = _vectors(model, library, folder, console)
     axis, pc1 = vectors.axis(), vectors.axis("pc1")
     axis.save(folder / "axis.safetensors")
     pc1.save(folder / "axis_pc1.safetensors")
@@ -94,9 +102,18 @@ def run_demo(source: str, out: str | Path) -> Path:
     return report
 
 
-def _vectors(model: HookedChatModel, folder: Path, console: "Console") -> PersonaVectors:
+def _some(library: PersonaLibrary, count: int | None) -> PersonaLibrary:
+    """The same library with so many of its roles."""
+    if count is None:
+        return library
+    every = library.role_names
+    if not FEWEST_ROLES <= count <= len(every):
+        raise SettingError(f"roles is {count}; the demo takes {FEWEST_ROLES} to {len(every)} of them")
+    return library.select(every[round(k * (len(every) - 1) / (count - 1))] for k in range(count))
+
+
+def _vectors(model: HookedChatModel, library: PersonaLibrary, folder: Path, console: "Console") -> PersonaVectors:
     kept = folder / "vectors.safetensors"
-    library = load_personas()
     if kept.is_file():
         try:
             vectors = PersonaVectors.load(kept)
