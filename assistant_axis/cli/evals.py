@@ -52,7 +52,12 @@ def eval_capability(
     include_path: Annotated[list[Path] | None, typer.Option(help="Folders with further task files.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt for every item.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that the harness draws.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Folder for the harness' result files.")] = None,
+    local: Annotated[
+        list[str] | None, typer.Option("--local", help="TASK=PATH: its data here, a folder of the hub's or a file.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Folder for the harness' result files; resumable.")
+    ] = None,
 ) -> None:
     """Tasks of lm-evaluation-harness without and with interventions, compared item by item."""
     from assistant_axis.evals.capability import capability
@@ -70,7 +75,9 @@ def eval_capability(
         include_path=[str(p) for p in include_path or []],
         system=system,
         seed=seed,
+        local=_local(local),
         out=out,
+        keep=None if out is None else out / "answers",
     )
     print_table(f"Capability of {loaded.name}", found.rows())
     if out is not None:
@@ -194,7 +201,7 @@ def eval_jailbreaks(
 @app.command("report")
 def eval_report(
     cap: Annotated[list[Path], typer.Option("--cap", "-c", help="A saved intervention; each is one row.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table and Pareto plot.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for table, Pareto plot and answers.")],
     model: ModelOption = DEFAULT_MODEL,
     data: DataOption = None,
     safe: SafeOption = None,
@@ -209,8 +216,10 @@ def eval_report(
     max_cost: Annotated[float, typer.Option(help="Allowed fall of capability, a fraction.")] = 0.02,
     max_new_tokens: Annotated[int, typer.Option(help="An answer.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the random direction.")] = 0,
+    batch_size: Annotated[int, typer.Option(help="Answers a pass.")] = 16,
+    controls: Annotated[str, typer.Option(help="Random directions beside: chosen, or all.")] = "chosen",
 ) -> None:
-    """Every intervention in one table: chosen on one half, reported on the other beside a random direction."""
+    """Every intervention in one table: chosen on one half, reported on the other beside a random direction; resumable."""
     from assistant_axis.errors import SettingError, UnknownNameError
     from assistant_axis.evals.report import Suites, evaluate
     from assistant_axis.evals.responses import FORM_LABELS, HARMFUL, RESPONSE_LABELS, RubricJudge, pattern_labels
@@ -241,7 +250,17 @@ def eval_report(
         max_new_tokens,
         label or HARMFUL,
     )
-    found = evaluate(loaded, steps, suites, max_cost=max_cost, seed=seed)
+    found = evaluate(
+        loaded,
+        steps,
+        suites,
+        max_cost=max_cost,
+        seed=seed,
+        batch_size=batch_size,
+        controls=controls,
+        keep=out / "answers",
+        progress=True,
+    )
     print_table(f"Interventions on {loaded.name}", found.rows())
     head = {
         "model": loaded.name,
@@ -249,10 +268,27 @@ def eval_report(
         "judge": judge_model or judge_api or "by form",
         "chosen": found.chosen,
         "max_cost": max_cost,
-        "searched": [asdict(e) for e in found.searched],
+        "searched": [asdict(e) for e in (*found.searched, *found.search_controls)],
         "held out": [asdict(e) for e in (found.reported, found.control) if e is not None],
     }
     _say(save_results(out, "report", found.rows(), head, found.plot()))
+
+
+def _local(said: list[str] | None) -> dict[str, Path]:
+    """`TASK=PATH` of the command line.
+
+    Raises:
+        SettingError: anything else.
+    """
+    from assistant_axis.errors import SettingError
+
+    found = {}
+    for one in said or []:
+        task, equals, path = one.partition("=")
+        if not (task and equals and path):
+            raise SettingError(f"--local {one}: write TASK=PATH, as in gsm8k=gsm8k_test.jsonl.")
+        found[task.strip()] = Path(path).expanduser()
+    return found
 
 
 def _judge(kind: Any, model: str | None, api: str | None) -> Any:

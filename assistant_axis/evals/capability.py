@@ -1,22 +1,26 @@
 """What an intervention costs: lm-evaluation-harness with and without it, compared item by item."""
 
+import hashlib
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assistant_axis.errors import DatasetError, FetchError, MissingExtraError, SettingError, UnknownNameError
+from assistant_axis.errors import SettingError
 from assistant_axis.evals.paired import PairedChange, paired_change
+from assistant_axis.evals.saving import identity
+from assistant_axis.evals.tasks import Spec, read_task, shown_examples, task_error, task_manager, with_local_data
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from assistant_axis.models.hooked import HookedChatModel, Intervention
 
-TASKS = Path(__file__).parent / "data" / "tasks"
-"""Tasks of our own in the harness' format; they need no network."""
+OF_A_HUNDRED = ("eqbench", "percent_parseable", "bleu", "chrf", "ter")
+"""Metrics that the harness gives out of a hundred; others are fractions."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,14 @@ class TaskChange:
     metric: str
     change: PairedChange
     higher_is_better: bool = True
+
+    @property
+    def gain(self) -> tuple[float, float, float]:
+        """The change as a fraction, positive for better, and its 95 % interval."""
+        scale = 0.01 if self.metric.split(",")[0] in OF_A_HUNDRED else 1.0
+        low, high = (scale * x for x in self.change.interval)
+        value = scale * self.change.change
+        return (value, low, high) if self.higher_is_better else (-value, -high, -low)
 
 
 @dataclass(frozen=True)
@@ -90,7 +102,10 @@ def capability(
     system: str | None = None,
     seed: int = 0,
     baseline: dict[str, Any] | None = None,
+    items: Mapping[str, Sequence[int]] | None = None,
+    local: Mapping[str, str | Path] | None = None,
     out: str | Path | None = None,
+    keep: str | Path | None = None,
 ) -> Capability:
     """Run tasks of lm-evaluation-harness on the unsteered model and, if there are any, under interventions.
 
@@ -107,13 +122,17 @@ def capability(
         system: a system prompt for every item.
         seed: of everything that the harness draws.
         baseline: results of an earlier run without interventions, on the same items.
+        items: only these of each task, by number (`doc_id` in the samples); not together with `limit`.
+        local: task -> its data on this machine: a folder with a copy of the hub's repository, or a file with the split that
+            is tested.
         out: a folder; results and samples are written there as the harness writes them, in `baseline/` and `steered/`.
+        keep: a folder; every answered request is kept there, and an interrupted run goes on from them.
 
     Raises:
         UnknownNameError: a task that the harness does not know, with the nearest names.
         FetchError: a task whose data must be downloaded, without a network.
-        DatasetError: a task file that cannot be read.
-        SettingError: no task, a limit below 1, or a baseline of other items.
+        DatasetError: a task file that cannot be read, or local data that do not exist.
+        SettingError: no task, a limit below 1, a baseline of other items, or local data that lack the examples to show.
         MissingExtraError: lm-evaluation-harness is not installed.
         ArtefactMismatchError: an intervention for another model.
     """
@@ -121,6 +140,8 @@ def capability(
         raise SettingError("No task was named; give tasks as lm-evaluation-harness names them.")
     if limit is not None and limit < 1:
         raise SettingError(f"limit={limit}: at least one item is needed; None takes all.")
+    if limit is not None and items is not None:
+        raise SettingError("limit and items were both given; each says which items are taken.")
     from assistant_axis.evals.harness import HookedLM  # raises MissingExtraError
 
     for step in interventions:
@@ -132,17 +153,43 @@ def capability(
         "system_instruction": system,
         "batch_size": batch_size,
     }
-    manager = task_manager(tasks, include_path)
+    if items is not None:
+        options["samples"] = {task: list(numbers) for task, numbers in items.items()}
+    manager = task_manager([*tasks, *(local or {})], include_path)
+    specs = _specs(tasks, local or {}, manager, num_fewshot)
 
     def run(name: str, *steps: "Intervention") -> dict[str, Any]:
         folder = None if out is None else Path(out) / name
-        return _simple_evaluate(HookedLM(model, *steps, batch_size=batch_size), tasks, manager, seed, folder, options)
+        lm = HookedLM(model, *steps, batch_size=batch_size)
+        cache = None if keep is None else _cache(Path(keep), name, lm)
+        return _simple_evaluate(lm, tasks, specs, manager, seed, folder, options | {"use_cache": cache})
 
     plain = baseline if baseline is not None else run("baseline")
     if not interventions:
         return Capability(plain)
     steered = run("steered", *interventions)
     return Capability(plain, steered, paired_metrics(plain, steered))
+
+
+def _specs(tasks: Sequence[str], local: Mapping[str, str | Path], manager: Any, num_fewshot: int | None) -> list[Spec]:
+    for name in local:
+        if name not in tasks:
+            raise SettingError(f"Local data were given for {name}, which is not among the tasks {', '.join(tasks)}.")
+        shown = shown_examples(name, manager) if num_fewshot is None else num_fewshot
+        if Path(local[name]).is_file() and shown:
+            raise SettingError(
+                f"{name} shows {shown} examples before each item, and a single file holds none to show. Give num_fewshot=0 "
+                "(--fewshot 0), or a folder with a copy of the whole data set."
+            )
+    return [with_local_data(t, local[t], manager) if t in local else read_task(t) for t in tasks]
+
+
+def _cache(folder: Path, name: str, lm: Any) -> str:
+    """Where the harness keeps answered requests: another file for another model, intervention or length."""
+    steps = [identity(step, lm.hooked) for step in lm.interventions]
+    said = json.dumps([lm.hooked.fingerprint, str(lm.hooked.dtype), lm.max_length, steps])
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder / f"{name}-{hashlib.sha256(said.encode()).hexdigest()[:12]}")
 
 
 def paired_metrics(baseline: dict[str, Any], results: dict[str, Any]) -> tuple[TaskChange, ...]:
@@ -175,40 +222,14 @@ def paired_metrics(baseline: dict[str, Any], results: dict[str, Any]) -> tuple[T
     return tuple(found)
 
 
-def task_manager(tasks: Sequence[str], include_path: str | Path | Sequence[str | Path] | None = None) -> Any:
-    """The harness' task manager, which knows our tasks and, only where they are needed, the harness' own thousands.
-
-    Raises:
-        UnknownNameError: a task that nobody knows.
-        MissingExtraError: lm-evaluation-harness is not installed.
-    """
-    try:
-        from lm_eval.tasks import TaskManager
-    except ImportError as e:
-        raise MissingExtraError("lm_eval", "eval", "Capability through lm-evaluation-harness") from e
-
-    given = [include_path] if isinstance(include_path, (str, Path)) else list(include_path or [])
-    folders: list[str | Path] = [str(TASKS), *map(str, given)]
-
-    def unknown(manager: Any) -> list[str]:
-        known = set(manager.all_tasks)
-        return [t for t in tasks if t not in known and not (t.endswith((".yaml", ".yml")) and Path(t).is_file())]
-
-    manager = TaskManager(include_path=folders, include_defaults=False)
-    if unknown(manager):  # reading the harness' own list takes ten seconds
-        manager = TaskManager(include_path=folders)
-    for name in unknown(manager):
-        raise UnknownNameError(
-            "task",
-            name,
-            manager.all_tasks,
-            "Names are those of lm-evaluation-harness (`lm_eval ls tasks`); a task of your own is a path to its .yaml.",
-        )
-    return manager
-
-
 def _simple_evaluate(
-    lm: Any, tasks: Sequence[str], manager: Any, seed: int, folder: Path | None, options: dict[str, Any]
+    lm: Any,
+    tasks: Sequence[str],
+    specs: Sequence[Spec],
+    manager: Any,
+    seed: int,
+    folder: Path | None,
+    options: dict[str, Any],
 ) -> dict[str, Any]:
     import lm_eval
     from lm_eval.loggers import EvaluationTracker
@@ -219,7 +240,7 @@ def _simple_evaluate(
         try:
             results = simple_evaluate(
                 lm,
-                tasks=[read_task(t) for t in tasks],
+                tasks=list(specs),
                 task_manager=manager,
                 evaluation_tracker=tracker,
                 model_args={"pretrained": lm.hooked.name} if tracker is not None else None,
@@ -230,8 +251,12 @@ def _simple_evaluate(
                 bootstrap_iters=1000,
                 **options,
             )
-        except (ConnectionError, OSError) as e:
-            raise _unfetched(tasks, e) from e
+        except (OSError, ImportError) as e:
+            raise task_error(tasks, manager, e) from e
+        except LookupError as e:
+            if "nltk" not in str(e):
+                raise
+            raise task_error(tasks, manager, e) from e
     assert results is not None  # only other ranks of a distributed run get nothing
     if tracker is not None:
         samples = results.pop("samples")
@@ -240,17 +265,6 @@ def _simple_evaluate(
             tracker.save_results_samples(task_name=task, samples=samples[task])
         results["samples"] = samples
     return dict(results)
-
-
-def _unfetched(tasks: Sequence[str], error: Exception) -> Exception:
-    named = ", ".join(tasks)
-    if isinstance(error, FileNotFoundError) and "hub" not in str(error).lower() and error.filename:
-        return DatasetError(f"A task of {named} names the file {error.filename}, which does not exist.")
-    return FetchError(
-        f"The data of {named} are not in the local cache and could not be downloaded "
-        f"({str(error).strip().splitlines()[0]}). Download them where there is a network, or give a task file with local "
-        "data: dataset_path: json, and data_files in dataset_kwargs (--tasks my_task.yaml)."
-    )
 
 
 @contextmanager
@@ -268,39 +282,6 @@ def _quiet() -> "Iterator[None]":
         logger.setLevel(level)
         if not bars:
             datasets.enable_progress_bars()
-
-
-def read_task(task: str) -> str | dict[str, Any]:
-    """A task's name; or the content of a task file, with its data files found beside it."""
-    path = Path(task)
-    if path.suffix not in (".yaml", ".yml") or not path.is_file():
-        return task
-    import yaml
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    try:
-        said: Any = load_yaml(path)
-    except (yaml.YAMLError, ValueError, ImportError, FileNotFoundError) as e:
-        raise DatasetError(f"{path} cannot be read as a task of lm-evaluation-harness: {e}") from e
-    if not isinstance(said, dict) or "task" not in said:
-        raise DatasetError(f"{path} is no task of lm-evaluation-harness: it needs a line `task: name`.")
-    files = (said.get("dataset_kwargs") or {}).get("data_files")
-    if files is not None:
-        said["dataset_kwargs"] = said["dataset_kwargs"] | {"data_files": _beside(path.parent, files)}
-    return said
-
-
-def _beside(folder: Path, files: Any) -> Any:
-    if isinstance(files, dict):
-        return {k: _beside(folder, v) for k, v in files.items()}
-    if isinstance(files, list):
-        return [_beside(folder, v) for v in files]
-    near = folder / str(files)
-    if "://" in str(files) or Path(files).is_absolute() or not near.exists():
-        if "://" not in str(files) and not Path(files).exists():
-            raise DatasetError(f"The task file in {folder} names the data {files}, which does not exist there.")
-        return files
-    return str(near.resolve())
 
 
 def _said(name: str) -> str:

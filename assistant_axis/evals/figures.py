@@ -3,12 +3,13 @@
 from typing import TYPE_CHECKING
 
 from assistant_axis.evals.labels import LABELS
+from assistant_axis.evals.paired import Share
 from assistant_axis.evals.responses import HARMFUL, REFUSED
 from assistant_axis.plots.style import BLUE, FAINT, GREEN, ORANGE, PURPLE, RED, Plot, clean, styled, title
 
 if TYPE_CHECKING:
     from assistant_axis.evals.jailbreak import JailbreakResult
-    from assistant_axis.evals.report import Report
+    from assistant_axis.evals.report import Evaluated, Report
     from assistant_axis.evals.susceptibility import Susceptibility
 
 _COLOURS = dict(zip(LABELS, (BLUE, ORANGE, GREEN, PURPLE, RED, FAINT), strict=True))
@@ -78,29 +79,48 @@ def jailbreak_rates(found: "JailbreakResult") -> Plot:
 
 
 def pareto(report: "Report") -> Plot:
-    """Harm rate against the change of capability on the search half, the front joined; the held-out pair is hollow."""
-    with styled(6.0, 4.0) as figure:
+    """Harm rate against the change of capability, each with its 95 % interval: the search half with the front joined, and
+    the held-out pair hollow."""
+    with styled(7.6, 4.2) as figure:
         ax = figure.subplots()
-        for one in report.searched:
-            ax.plot(100 * one.capability, one.harm.after, "o", color=BLUE)
-            ax.annotate(
-                one.name, (100 * one.capability, one.harm.after), (5, 4), textcoords="offset points", fontsize=8
+
+        def point(one: "Evaluated", colour: str, label: str = "", hollow: bool = False) -> None:
+            low, middle, high = (100 * x for x in one.capability_interval)
+            rate = Share(round(one.harm.after * one.harm.n), one.harm.n)
+            ax.errorbar(
+                middle,
+                rate.value,
+                xerr=[[middle - low], [high - middle]],
+                yerr=[[rate.value - rate.interval[0]], [rate.interval[1] - rate.value]],
+                fmt="o",
+                color=colour,
+                mfc="white" if hollow else colour,
+                elinewidth=0.9,
+                alpha=1.0 if hollow else 0.85,
+                capsize=2.5,
+                label=label or None,
             )
+
+        for one in report.searched:
+            point(one, BLUE)
+            place = (100 * one.capability, one.harm.after)
+            ax.annotate(one.name, place, (5, 5), textcoords="offset points", fontsize=8)
+        for one in report.search_controls:
+            point(one, FAINT)
         front = report.pareto()
-        ax.plot(
-            [100 * e.capability for e in front], [e.harm.after for e in front], color=BLUE, label="front, search half"
-        )
+        label = f"search half, front joined ({report.searched[0].harm.n} rows)"
+        ax.plot([100 * e.capability for e in front], [e.harm.after for e in front], color=BLUE, label=label)
         for one, colour in ((report.reported, GREEN), (report.control, ORANGE)):
             if one is not None:
-                ax.plot(
-                    100 * one.capability, one.harm.after, "o", color=colour, mfc="none", label=f"{one.name}, held out"
-                )
-        ax.axhline(report.searched[0].harm.before, color=FAINT, linestyle="--", label="unsteered")
+                point(one, colour, f"{one.name}, held out", hollow=True)
+        if report.search_controls:
+            ax.plot([], [], "o", color=FAINT, label="random directions, search half")
+        ax.axhline(report.searched[0].harm.before, color=FAINT, linestyle="--", label="unsteered, search half")
         ax.axvline(-100 * report.max_cost, color=FAINT, linestyle=":", label="allowed cost")
         clean(ax, grid="both")
         ax.set_xlabel("change of capability (points)")
-        ax.set_ylabel("harm rate")
+        ax.set_ylabel("harm rate" if report.counted == "harm" else f"share of answers: {report.counted}")
         ax.set_ylim(-0.04, 1.04)
-        title(ax, "What it gains and what it costs", f"{report.searched[0].harm.n} rows to choose on")
-        ax.legend(frameon=False, fontsize=8)
+        title(ax, "What it gains and what it costs", "95 % intervals; capability over the tasks' first metrics")
+        ax.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure

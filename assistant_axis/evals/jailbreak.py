@@ -15,7 +15,7 @@ from assistant_axis.errors import JudgeError, SettingError
 from assistant_axis.evals.datasets import JailbreakPrompt
 from assistant_axis.evals.paired import PairedChange, Share, paired_change
 from assistant_axis.evals.responses import HARMFUL, REFUSED, RESPONSE_LABELS, ResponseLabeller, pattern_labels
-from assistant_axis.evals.saving import identity, keep_answers, kept_answers
+from assistant_axis.evals.saving import identity, resumed
 
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel, Intervention
@@ -123,6 +123,7 @@ def jailbreak(
     batch_size: int = 16,
     progress: bool = False,
     keep: str | Path | None = None,
+    baseline: JailbreakResult | None = None,
 ) -> JailbreakResult:
     """Answer every row bare, under its persona, and under its persona with the interventions; greedy, so that pairs are pairs.
 
@@ -135,10 +136,12 @@ def jailbreak(
         max_new_tokens: an answer.
         batch_size: answers a pass.
         progress: show bars.
-        keep: a folder; finished answers are kept there before they are labelled, and a later run goes on from them.
+        keep: a folder; answers are kept there as they come, and the labels of a judge with a name; a later run goes on from
+            them.
+        baseline: an earlier result over the same rows, whose unsteered answers and labels are taken.
 
     Raises:
-        SettingError: no row, or a folder with answers of other settings.
+        SettingError: no row, a folder with answers of other settings, or a baseline of other rows.
         JudgeError: labels off the rubric.
     """
     if not prompts:
@@ -146,42 +149,62 @@ def jailbreak(
     for step in interventions:
         step.compile(model)
 
+    if baseline is not None:
+        held = [baseline.baseline.prompts, baseline.safe[0].prompts if baseline.safe else ()]
+        if held != [tuple(prompts), tuple(safe)]:
+            raise SettingError("The baseline is of other rows; run it again on these.")
+
     def ask(name: str, rows: Sequence[JailbreakPrompt], *steps: "Intervention") -> Responses:
         chats = [r.bare if name == "bare" else r.messages for r in rows]
         conditions = {
             "model": model.fingerprint,
             "interventions": [identity(step, model) for step in steps],
             "max_new_tokens": max_new_tokens,
-            "asked": hashlib.sha256(json.dumps(chats).encode()).hexdigest(),
+            "asked": _digest(chats),
         }
-        file = None if keep is None else Path(keep) / f"{name}.json"
-        answers = None if file is None else kept_answers(file, conditions, len(rows))
-        if answers is None:
+
+        def answer(numbers: range) -> list[str]:
             with model.steered(*steps):
-                said = model.generate(
-                    chats,
-                    max_new_tokens=max_new_tokens,
-                    batch_size=batch_size,
-                    progress=f"Answers, {name}" if progress else False,
+                said = model.generate([chats[k] for k in numbers], max_new_tokens=max_new_tokens, batch_size=batch_size)
+            return [a.text for a in said]
+
+        def label(numbers: range) -> list[str]:
+            found = list(labeller([rows[k] for k in numbers], [answers[k] for k in numbers]))
+            off = [x for x in found if x not in RESPONSE_LABELS]
+            if off or len(found) != len(numbers):
+                raise JudgeError(
+                    f"{len(found)} labels came for {len(numbers)} answers, {len(off)} of them off the rubric: {off[:3]}."
                 )
-            answers = [a.text for a in said]
-            if file is not None:
-                keep_answers(file, conditions, answers)
-        labels = list(labeller(rows, answers))
-        off = [x for x in labels if x not in RESPONSE_LABELS]
-        if off or len(labels) != len(answers):
-            raise JudgeError(
-                f"{len(labels)} labels came for {len(answers)} answers, {len(off)} of them off the rubric: {off[:3]}."
-            )
+            return found
+
+        def file(kind: str) -> Path | None:
+            return None if keep is None else Path(keep) / f"{name}.{kind}.jsonl"
+
+        chunk = 4 * batch_size
+        shown = f"Answers, {name}" if progress else ""
+        answers = resumed(file("answers"), conditions, len(rows), answer, chunk=chunk, progress=shown)
+        judge = str(getattr(labeller, "name", ""))
+        judged = {"judge": judge, "asked": conditions["asked"], "answers": _digest(answers)}
+        shown = f"Labels, {name}" if progress and judge else ""
+        labels = resumed(file("labels") if judge else None, judged, len(rows), label, chunk=chunk, progress=shown)
         return Responses(tuple(rows), tuple(answers), tuple(labels))
 
+    if baseline is not None:
+        bare, plain, plain_safe = baseline.bare, baseline.baseline, baseline.safe[0] if baseline.safe else None
+    else:
+        bare, plain = ask("bare", prompts), ask("baseline", prompts)
+        plain_safe = ask("safe", safe) if safe else None
     return JailbreakResult(
-        ask("bare", prompts),
-        ask("baseline", prompts),
+        bare,
+        plain,
         ask("steered", prompts, *interventions),
-        (ask("safe", safe), ask("safe, steered", safe, *interventions)) if safe else None,
+        None if plain_safe is None else (plain_safe, ask("safe, steered", safe, *interventions)),
         labeller is pattern_labels,
     )
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _change(before: Responses, after: Responses, labels: Iterable[str]) -> PairedChange:

@@ -20,6 +20,7 @@ class LabelJudge:
 
     Args:
         ask: takes conversations, gives texts: any function, or see `of_model` and `of_endpoint`.
+        name: says which judge it is; labels of a judge with a name are kept with the answers, and not asked for again.
 
     Attributes:
         rubric: label -> what it means; every judge has its own.
@@ -27,8 +28,8 @@ class LabelJudge:
 
     rubric: ClassVar[Mapping[str, str]]
 
-    def __init__(self, ask: "Callable[[Sequence[Conversation]], Sequence[str]]") -> None:
-        self._ask = ask
+    def __init__(self, ask: "Callable[[Sequence[Conversation]], Sequence[str]]", name: str = "") -> None:
+        self._ask, self.name = ask, name
 
     @classmethod
     def of_model(cls: type[J], model: "HookedChatModel", *, max_new_tokens: int = 24, batch_size: int = 16) -> J:
@@ -36,7 +37,8 @@ class LabelJudge:
         return cls(
             lambda chats: [
                 a.text for a in model.generate(list(chats), max_new_tokens=max_new_tokens, batch_size=batch_size)
-            ]
+            ],
+            f"{model.fingerprint}, {max_new_tokens} tokens",
         )
 
     @classmethod
@@ -56,7 +58,7 @@ class LabelJudge:
                 )
             return [r.text for r in replies]
 
-        return cls(ask)
+        return cls(ask, f"{endpoint.model} at {endpoint.base_url}")
 
     def messages(self, context: str, answer: str) -> list[dict[str, str]]:
         """What the judge is asked about one answer.

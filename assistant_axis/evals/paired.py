@@ -50,6 +50,60 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Estimate:
+    """A figure with its interval.
+
+    Attributes:
+        value: mean or median.
+        interval: 95 %, or a little more where order statistics leave no choice.
+        n: values it was made from.
+    """
+
+    value: float
+    interval: tuple[float, float]
+    n: int
+
+
+def mean_estimate(values: Sequence[float], *, within: tuple[float, float] = (-math.inf, math.inf)) -> Estimate:
+    """A mean with its 95 % t interval.
+
+    Args:
+        values: independent of each other.
+        within: bounds that the interval cannot pass.
+
+    Raises:
+        SettingError: no value.
+    """
+    x = np.asarray(values, np.float64)
+    if not len(x):
+        raise SettingError("A mean needs at least one value.")
+    middle, n = float(x.mean()), len(x)
+    half = float(stats.t.ppf(0.975, n - 1)) * float(x.std(ddof=1)) / math.sqrt(n) if n > 1 else math.inf
+    return Estimate(middle, (max(middle - half, within[0]), min(middle + half, within[1])), n)
+
+
+def median_estimate(values: Sequence[float]) -> Estimate:
+    """A median with an interval from order statistics, which assumes nothing of the distribution.
+
+    The narrowest pair of values, as far from either end, that holds the median in at least 95 % of samples; below six values
+    no pair does, and the range is given.
+
+    >>> median_estimate([1.0, 1.2, 1.1, 1.3, 0.9, 1.0, 1.1, 1.2, 5.0]).interval
+    (1.0, 1.3)
+
+    Raises:
+        SettingError: no value.
+    """
+    x, n = sorted(values), len(values)
+    if not n:
+        raise SettingError("A median needs at least one value.")
+    skipped = 0
+    while skipped + 1 < n / 2 and 1 - 2 * float(stats.binom.cdf(skipped + 1, n, 0.5)) >= 0.95:
+        skipped += 1
+    return Estimate(float(np.median(x)), (x[skipped], x[n - 1 - skipped]), n)
+
+
+@dataclass(frozen=True)
 class PairedChange:
     """What an intervention changed on the same items.
 

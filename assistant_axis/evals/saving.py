@@ -4,13 +4,15 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assistant_axis.activations.store import atomic
 from assistant_axis.errors import SettingError
 from assistant_axis.plots.style import Plot, save_figure
+from assistant_axis.progress import track
 
 if TYPE_CHECKING:
     from assistant_axis.models.hooked import HookedChatModel, Intervention
@@ -59,29 +61,68 @@ def save_results(
     return written
 
 
-def keep_answers(file: Path, conditions: Mapping[str, Any], answers: Sequence[str]) -> None:
-    """Write finished answers with what they were made under, in one atomic step."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with atomic(file) as scratch:
-        scratch.write_text(json.dumps({"conditions": conditions, "answers": answers}), encoding="utf-8")
+def resumed(
+    file: Path | None,
+    conditions: Mapping[str, Any],
+    count: int,
+    ask: Callable[[range], Sequence[str]],
+    *,
+    chunk: int,
+    progress: str = "",
+) -> list[str]:
+    """`count` texts: those that a file already holds, and the rest asked for in chunks, each written down once it is there.
 
-
-def kept_answers(file: Path, conditions: Mapping[str, Any], count: int) -> list[str] | None:
-    """Answers of an earlier run, if there are any.
+    Args:
+        file: JSON lines, the conditions first; `None` asks for all at once and writes nothing.
+        conditions: what the texts depend on.
+        count: of all texts.
+        ask: takes numbers from 0, gives a text for each.
+        chunk: so many are asked for at a time, and at most so many are lost when a run is stopped.
+        progress: label of a bar; empty for none.
 
     Raises:
-        SettingError: the file is damaged, or its answers were made under other conditions.
+        SettingError: the file is damaged, or its texts were made under other conditions.
     """
+    with track(count, progress, show=bool(progress)) as advance:
+        if file is None:
+            said = list(ask(range(count)))
+            advance(count)
+            return said
+        found = _kept(file, conditions, count)
+        advance(len(found))
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(file) as scratch:
+                scratch.write_text(json.dumps(conditions) + "\n", encoding="utf-8")
+        for start in range(len(found), count, chunk):
+            new = list(ask(range(start, min(start + chunk, count))))
+            with file.open("a", encoding="utf-8", newline="") as out:
+                out.write("".join(json.dumps(x, ensure_ascii=False) + "\n" for x in new))
+                out.flush()
+                os.fsync(out.fileno())
+            found += new
+            advance(len(new))
+        return found
+
+
+def _kept(file: Path, conditions: Mapping[str, Any], count: int) -> list[str]:
+    """Texts of an earlier run; a last line that was cut off is removed from the file."""
     if not file.is_file():
-        return None
+        return []
+    content = file.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
     try:
-        said: Any = json.loads(file.read_text(encoding="utf-8"))
-        before, texts = said["conditions"], said["answers"]
-    except (ValueError, KeyError, TypeError) as e:
+        head, *texts = (json.loads(line) for line in whole.splitlines())
+        if not isinstance(head, dict) or not all(isinstance(t, str) for t in texts):
+            raise ValueError("not texts under their conditions")
+    except ValueError as e:
         raise SettingError(f"{file} cannot be read as kept answers ({e}). Remove it, and they are asked again.") from e
-    if before != conditions or len(texts) != count:
+    if head != json.loads(json.dumps(conditions)) or len(texts) > count:
         raise SettingError(f"{file} holds answers of other settings. Remove it, or give another folder.")
-    return [str(t) for t in texts]
+    if len(whole) < len(content):
+        with file.open("r+b") as cut:
+            cut.truncate(len(whole))
+    return texts
 
 
 def direction_digest(direction: "Direction", layers: Sequence[int]) -> str:

@@ -15,7 +15,8 @@ from assistant_axis.activations.store import atomic
 from assistant_axis.errors import DatasetError, SettingError
 from assistant_axis.evals.labels import LABELS, Agreement, IdentityLabeller, Labelled, agreement
 from assistant_axis.evals.paired import Share
-from assistant_axis.evals.saving import direction_digest, kept_answers
+from assistant_axis.evals.saving import direction_digest, resumed
+from assistant_axis.models.generation import streams
 from assistant_axis.personas.library import PersonaLibrary, load_personas
 from assistant_axis.steering.direction import Direction
 from assistant_axis.steering.interventions import Add
@@ -207,7 +208,7 @@ def susceptibility(
         library: default: the bundled one.
         max_new_tokens, temperature, top_p, seed, batch_size: as in `generate`.
         progress: show a bar.
-        keep: a folder; the answers of every finished dose are kept there, and an interrupted run goes on from them.
+        keep: a folder; answers are kept there as they come, and an interrupted run goes on from them.
 
     Raises:
         SettingError: no role, dose or question, fewer prompts than asked for, or a folder with answers of other settings.
@@ -239,27 +240,24 @@ def susceptibility(
         "asked": hashlib.sha256(json.dumps(plan).encode()).hexdigest(),
     }
     rows: list[tuple[float, str, int, str, str]] = []
+    seeds = streams(seed, len(chats))
     for dose in doses:
-        file = None if keep is None else Path(keep) / f"answers{float(dose):+g}.json"
-        texts = None if file is None else kept_answers(file, conditions, len(plan))
-        if texts is not None:
-            rows += [(float(dose), n, p, q, t) for (n, p, _, q), t in zip(plan, texts, strict=True)]
-            continue
-        with model.steered(Add(direction, dose, layers=where)):
-            answers = model.generate(
-                chats,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-                batch_size=batch_size,
-                progress=f"Dose {dose:+g}" if progress else False,
-            )
-        texts = [a.text for a in answers]
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with atomic(file) as scratch:
-                scratch.write_text(json.dumps({"conditions": conditions, "answers": texts}), encoding="utf-8")
+
+        def ask(numbers: range, dose: float = dose) -> list[str]:
+            with model.steered(Add(direction, dose, layers=where)):
+                answers = model.generate(
+                    [chats[k] for k in numbers],
+                    max_new_tokens=max_new_tokens,
+                    temperature=temperature,
+                    top_p=top_p,
+                    seed=[seeds[k] for k in numbers],
+                    batch_size=batch_size,
+                )
+            return [a.text for a in answers]
+
+        file = None if keep is None else Path(keep) / f"answers{float(dose):+g}.jsonl"
+        label = f"Dose {dose:+g}" if progress else ""
+        texts = resumed(file, conditions, len(plan), ask, chunk=4 * batch_size, progress=label)
         rows += [(float(dose), n, p, q, t) for (n, p, _, q), t in zip(plan, texts, strict=True)]
     labels = _labels(labeller or IdentityLabeller(), [r[-1] for r in rows])
     found = tuple(IdentityAnswer(*row, label) for row, label in zip(rows, labels, strict=True))

@@ -169,7 +169,7 @@ def test_our_own_task_needs_no_network(tiny_model):
 
 
 def test_the_set_is_well_formed():
-    from assistant_axis.evals.capability import TASKS
+    from assistant_axis.evals.tasks import TASKS
 
     items = [json.loads(line) for line in (TASKS / "everyday_choice.jsonl").read_text().splitlines()]
     assert len({i["id"] for i in items}) == len({i["question"] for i in items}) == len(items) == 40
@@ -237,7 +237,7 @@ def test_hellaswag_as_the_harness_scores_it(real_model, reference, tmp_path):
     from lm_eval import simple_evaluate
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from assistant_axis.evals.capability import read_task
+    from assistant_axis.evals.tasks import read_task
     from assistant_axis.models.embedded import ensure
 
     lines = (reference / "capability" / "hellaswag_val_1000.txt").read_text().splitlines()

@@ -38,7 +38,8 @@ def test_jailbreaks(capped, tmp_path):
         assert [dict(r) for r in csv.DictReader(file)] == [{"p (McNemar)": "", **r} for r in said["table"]]
     assert (out / "jailbreaks.md").read_text().startswith("| share of | bare question |")
     assert (out / "jailbreaks.png").read_bytes().startswith(PNG)
-    assert len(list((out / "answers").glob("*.json"))) == 3
+    kept = sorted(f.name for f in (out / "answers").iterdir())
+    assert kept == ["bare.answers.jsonl", "baseline.answers.jsonl", "steered.answers.jsonl"]
 
 
 def test_public_sets_under_roles(capped, tmp_path):
@@ -86,15 +87,16 @@ def test_finished_doses_are_not_asked_again(tiny_model, tiny_direction, tmp_path
         "labeller": lambda a: ["other"] * len(a),
     }
     whole = susceptibility(tiny_model, tiny_direction, ["lawyer"], doses=(0.0, -1.0), **settings)
-    (tmp_path / "answers-1.json").unlink()  # as if it had stopped here
+    kept = tmp_path / "answers-1.jsonl"
+    kept.write_bytes(b"\n".join(kept.read_bytes().split(b"\n")[:7])[:-3])  # as if it had stopped in the sixth answer
     asked = []
     generate = tiny_model.generate
     monkeypatch.setattr(tiny_model, "generate", lambda chats, **k: asked.append(len(chats)) or generate(chats, **k))
     assert susceptibility(tiny_model, tiny_direction, ["lawyer"], doses=(0.0, -1.0), **settings) == whole
-    assert asked == [10]
+    assert asked == [5]
     with pytest.raises(SettingError, match="other settings"):
         susceptibility(tiny_model, tiny_direction, ["lawyer"], doses=(0.0,), seed=5, **settings)
-    (tmp_path / "answers+0.json").write_text("{")
+    (tmp_path / "answers+0.jsonl").write_text("{\n")
     with pytest.raises(SettingError, match="cannot be read"):
         susceptibility(tiny_model, tiny_direction, ["lawyer"], doses=(0.0,), **settings)
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import math
+import shutil
+import subprocess
+import sysconfig
 
 import pytest
 import torch
@@ -9,6 +12,7 @@ from inspect_ai import Task, task
 from inspect_ai import eval as evaluate
 from inspect_ai._util.error import PrerequisiteError
 from inspect_ai.dataset import Sample
+from inspect_ai.log import read_eval_log
 from inspect_ai.model import (
     ChatMessageAssistant,
     ChatMessageSystem,
@@ -19,6 +23,7 @@ from inspect_ai.model import (
 )
 from inspect_ai.scorer import includes
 
+from assistant_axis.geometry.precomputed import load_precomputed_axis
 from assistant_axis.models.hook_points import ResidPost
 from assistant_axis.steering.formats import save_intervention
 from assistant_axis.steering.interventions import Add, Cap
@@ -190,3 +195,44 @@ def test_fifty_samples_under_a_cap(real_model, tmp_path):
     assert accuracy == pytest.approx(sum(said) / 50)
     assert any(said)
     assert len(list(tmp_path.glob("*.eval"))) == 1
+
+
+@pytest.mark.real
+def test_from_a_shell(tmp_path):
+    """The console script, which finds the provider through its entry point, on three samples under the cap of the docs."""
+    cap = Cap.calibrated(load_precomputed_axis("smollm2-135m-instruct", "pc1"), 70, layers=range(16, 24))
+    save_intervention(tmp_path / "cap.safetensors", cap)
+    (tmp_path / "repeat.py").write_text(
+        "from inspect_ai import Task, task\n"
+        "from inspect_ai.dataset import Sample\n"
+        "from inspect_ai.model import GenerateConfig\n"
+        "from inspect_ai.scorer import includes\n\n\n"
+        "@task\n"
+        "def repeat():\n"
+        "    words = ['apple', 'river', 'candle']\n"
+        "    samples = [Sample(input=f'Please repeat this word: {w}', target=w) for w in words]\n"
+        "    return Task(dataset=samples, scorer=includes(), config=GenerateConfig(max_tokens=8))\n"
+    )
+    script = shutil.which("inspect", path=sysconfig.get_path("scripts"))
+    assert script is not None
+    asked = [
+        script,
+        "eval",
+        "repeat.py",
+        "--model",
+        "assistant_axis/smollm2-135m-instruct",
+        "-M",
+        "cap=cap.safetensors",
+    ]
+    options = ["--log-dir", "logs", "--display", "plain", "--no-score-display"]
+    done = subprocess.run([*asked, *options], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = (tmp_path / "logs").glob("*.eval")
+    log = read_eval_log(str(file))
+    assert (log.status, log.eval.model) == ("success", "assistant_axis/smollm2-135m-instruct")
+    assert log.results is not None
+    assert log.results.scores[0].metrics["accuracy"].value > 0
+    assert log.samples is not None
+    said = [s.output.metadata["projection"] for s in log.samples if s.output.metadata]
+    assert len(said) == 3
+    assert all(m["post"] > m["pre"] and m["layer"] in range(16, 24) and m["tokens"] > 0 for m in said)

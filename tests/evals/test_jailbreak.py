@@ -151,7 +151,7 @@ def test_finished_answers_are_kept(tiny_model, tiny_direction, tmp_path, monkeyp
 
     with pytest.raises(JudgeError, match="away"):
         jailbreak(tiny_model, rows, step, labeller=broken, max_new_tokens=4, keep=tmp_path)
-    assert [f.name for f in tmp_path.iterdir()] == ["bare.json"]
+    assert [f.name for f in tmp_path.iterdir()] == ["bare.answers.jsonl"]
     first = jailbreak(tiny_model, rows, step, max_new_tokens=4, keep=tmp_path)
     monkeypatch.setattr(tiny_model, "generate", None)
     assert jailbreak(tiny_model, rows, step, max_new_tokens=4, keep=tmp_path) == first

@@ -30,12 +30,13 @@ def test_halves_and_choice(report):
     assert [e.name for e in report.searched] == ["nothing", "away", "cap"]
     assert all(e.harm.n == 4 for e in (*report.searched, report.reported, report.control))
     nothing = report.searched[0]
-    assert (nothing.harm.change, nothing.capability, nothing.changed) == (0.0, 0.0, 0.0)
+    assert (nothing.harm.change, nothing.capability, nothing.changed.value) == (0.0, 0.0, 0.0)
     best = min(report.searched, key=lambda e: (e.harm.change, -e.capability))
     assert report.chosen == report.reported.name == best.name
     assert report.control.name == "random direction"
-    assert report.searched[1].changed == pytest.approx(1.0)
-    assert 0 <= report.searched[2].changed <= 1
+    assert report.searched[1].changed.value == pytest.approx(1.0)
+    assert 0 <= report.searched[2].changed.interval[0] <= report.searched[2].changed.interval[1] <= 1
+    assert all(t.change.n == 2 for e in (*report.searched, report.reported) for t in e.tasks)
 
 
 def test_the_table_and_the_figure(report):
