@@ -76,12 +76,13 @@ def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for report.html and the artefacts.")] = Path("demo"),
     model: ModelOption = DEFAULT_MODEL,
     roles: Annotated[int | None, typer.Option(help="Only so many roles: a first look in less time.")] = None,
+    new_tokens: Annotated[int, typer.Option(min=1, help="How many tokens an answer may have.")] = 48,
     open_report: Annotated[bool, typer.Option("--open", help="Open the report in a browser when it is ready.")] = False,
 ) -> None:
     """The whole story on one small real model, in minutes: vectors, axis, space, steering, capping, drift, a report."""
     from assistant_axis.pipeline.demo import run_demo
 
-    report = run_demo(model, out, roles)
+    report = run_demo(model, out, roles, new_tokens)
     if open_report:
         typer.launch(str(report.resolve()))
 

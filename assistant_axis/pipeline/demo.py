@@ -44,7 +44,7 @@ class DemoAnswer:
     answers: tuple[tuple[str, str], ...]
 
 
-def run_demo(source: str, out: str | Path, roles: int | None = None) -> Path:
+def run_demo(source: str, out: str | Path, roles: int | None = None, new_tokens: int = NEW_TOKENS) -> Path:
     """Extract, read, steer, cap, trace and report; returns the path of `report.html`.
 
     Artefacts are written beside it: `vectors.safetensors`, `axis.safetensors`, `axis_pc1.safetensors`. Vectors that an
@@ -54,6 +54,7 @@ def run_demo(source: str, out: str | Path, roles: int | None = None) -> Path:
         source: what `load_model` takes.
         out: the folder.
         roles: only so many roles, evenly spread over the alphabet: a first look in less time. Default: all.
+        new_tokens: how long an answer may become.
 
     Raises:
         SettingError: fewer roles than a persona space can be looked at with, or more than there are.
@@ -81,11 +82,11 @@ def run_demo(source: str, out: str | Path, roles: int | None = None) -> Path:
     _show_space(console, vectors, axis, published)
 
     console.rule("[bold]4 · steering and capping")
-    answers = steering_answers(model, axis, pc1)
+    answers = steering_answers(model, axis, pc1, new_tokens)
     _show_answers(console, answers)
 
     console.rule("[bold]5 · the drift of a short conversation")
-    messages = converse(model)
+    messages = converse(model, new_tokens)
     trace = trajectory(model, axis, messages, span="header")
     console.print(str(trace), highlight=False)
 
@@ -133,7 +134,9 @@ def _compare(vectors: PersonaVectors) -> PublishedComparison | None:
         return None  # too few of the published roles were run
 
 
-def steering_answers(model: HookedChatModel, axis: AssistantAxis, pc1: AssistantAxis) -> list[DemoAnswer]:
+def steering_answers(
+    model: HookedChatModel, axis: AssistantAxis, pc1: AssistantAxis, new_tokens: int = NEW_TOKENS
+) -> list[DemoAnswer]:
     """Unsteered, steered along the axis both ways, along a random direction of equal norm; and a persona, capped."""
     layer = model.layer(STEER_DEPTH)
     window = range(model.layer(CAP_DEPTHS[0]), model.layer(CAP_DEPTHS[1]))
@@ -159,19 +162,20 @@ def steering_answers(model: HookedChatModel, axis: AssistantAxis, pc1: Assistant
         )
         for name, q in (("ghost", "Who are you?"), ("pirate", "How does a vaccine protect the body?"))
     ]
-    return [*_answered(model, plain, steered), *_answered(model, personas, capped)]
+    return [*_answered(model, plain, steered, new_tokens), *_answered(model, personas, capped, new_tokens)]
 
 
 def _answered(
     model: HookedChatModel,
     asked: list[tuple[str, list[dict[str, str]]]],
     conditions: list[tuple[str, Change | None]],
+    new_tokens: int,
 ) -> list[DemoAnswer]:
     """All prompts under every condition, a batch a condition."""
     said: list[list[tuple[str, str]]] = [[] for _ in asked]
     for label, change in conditions:
         with model.steered(*([] if change is None else [change])):
-            answers = model.generate([messages for _, messages in asked], max_new_tokens=NEW_TOKENS)
+            answers = model.generate([messages for _, messages in asked], max_new_tokens=new_tokens)
         for k, answer in enumerate(answers):
             said[k].append((label, answer.text))
     return [
@@ -192,12 +196,12 @@ def _random_push(axis: AssistantAxis, window: range) -> Add:
     return Add(Direction.of(axis).random(seed=0), sum(shares) / len(shares), layers=window)
 
 
-def converse(model: HookedChatModel) -> list[dict[str, str]]:
+def converse(model: HookedChatModel, new_tokens: int = NEW_TOKENS) -> list[dict[str, str]]:
     """The demo's five user turns with the model's own greedy answers."""
     messages: list[dict[str, str]] = []
     for turn in CONVERSATION:
         messages.append({"role": "user", "content": turn})
-        answer = model.generate(messages, max_new_tokens=NEW_TOKENS).text.strip()
+        answer = model.generate(messages, max_new_tokens=new_tokens).text.strip()
         messages.append({"role": "assistant", "content": answer or "…"})
     return messages
 

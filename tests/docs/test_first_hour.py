@@ -41,9 +41,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(["git", "clone", "--quiet", "--depth", "1", ROOT.as_uri(), str(folder)], check=True)
     bin_ = folder / ".venv" / "bin"
     bin_.mkdir(parents=True)
-    (bin_ / "python").symlink_to(sys.executable)
-    for name in ("assistant-axis", "mkdocs"):  # scripts of this environment; PYTHONPATH puts the clone's package first
-        (bin_ / name).symlink_to(Path(sys.executable).parent / name)
+    # The script of this environment; PYTHONPATH puts the clone's package first.
+    (bin_ / "assistant-axis").symlink_to(Path(sys.executable).parent / "assistant-axis")
     (folder / ".venv" / ".ready").touch()
     return folder
 
@@ -55,7 +54,7 @@ def commands_of(page: Path) -> list[str]:
 
 
 def test_the_demo_tells_its_story(clone: Path) -> None:
-    said = walk(clone, "make", "demo", f"DEMO=--roles {ROLES}")
+    said = walk(clone, "make", "demo", f"DEMO=--roles {ROLES} --new-tokens 12")
     for step in (
         "persona vectors: 20 roles",
         "Roles along the Assistant Axis",
@@ -101,7 +100,7 @@ def test_tutorial_3_and_its_map_with_a_role_of_ones_own(clone: Path) -> None:
         ]
     )
     (clone / "story.py").write_text(story, encoding="utf-8")
-    before, after, ranking = json.loads(walk(clone, ".venv/bin/python", "story.py").splitlines()[-1])
+    before, after, ranking = json.loads(walk(clone, sys.executable, "story.py").splitlines()[-1])
     assert "default" in before
     assert KEEPER not in before
     assert set(after) == {*before, KEEPER}
