@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--official", type=Path)
     parser.add_argument("--conversations", type=int, default=128)
     parser.add_argument("--new", type=int, default=128, help="tokens an answer")
+    parser.add_argument("--rows", type=int, nargs="+", default=[1, 64], help="answers at a time")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
@@ -196,7 +197,7 @@ class Bench:
 
     def decode(self) -> list[Comparison]:
         found = []
-        for rows in (1, 64):
+        for rows in self.args.rows:
             asked = [t[:-1] for t in mixed_conversations(rows)]
             lengths = [len(self.model.chat.encode_prompt(t).ids) for t in asked]
             cap = self.cap()

@@ -72,12 +72,12 @@ class CompiledStep:
         Raises:
             ModelError: the compiled step says something else, or cannot be compiled.
         """
+        from torch._dynamo.exc import TorchDynamoException
+
         self._set(tokens, lengths)
         try:
-            found = self._run()
-            if self._cuda:
-                self._warm_up()
-        except torch._dynamo.exc.TorchDynamoException as e:
+            found = self._aside() if self._cuda else self._run()
+        except TorchDynamoException as e:
             raise ModelError(
                 f"This model's decode step could not be compiled ({str(e).strip().splitlines()[0]}). PyTorch needs a C++ "
                 "compiler on a CPU and Triton on a GPU. Generate with compile=False."
@@ -107,8 +107,10 @@ class CompiledStep:
         self.places.copy_(lengths[:, None], non_blocking=True)
 
     def _run(self) -> Tensor:
+        from torch._dynamo import config
+
         seen = (self._columns <= self.places)[:, None, None]
-        with torch._dynamo.config.patch(recompile_limit=_RECOMPILES):
+        with config.patch(recompile_limit=_RECOMPILES):
             return self._twin(
                 input_ids=self.tokens,
                 attention_mask=seen,
@@ -118,14 +120,14 @@ class CompiledStep:
                 logits_to_keep=1,
             ).logits[:, -1]
 
-    def _warm_up(self) -> None:
+    def _aside(self) -> Tensor:
         """A graph may only be captured after its kernels ran, on another stream than the default one."""
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            for _ in range(2):
-                self._run()
+            found = self._run()
         torch.cuda.current_stream().wait_stream(side)
+        return found
 
 
 class _WholeCache(Cache):
@@ -142,7 +144,15 @@ class _WholeCache(Cache):
         return self.width, 0
 
 
-# Traced by torch.compile, so without annotations: checked shapes would be traced too.
+# What follows is traced by torch.compile, so without annotations: checked shapes would be traced too.
+def write_tokens(held, new, rows, places):
+    """Put one token a row, `[row, head, 1, d_head]`, into `[row, head, pos, d_head]` at each row's place."""
+    if held.is_cuda:  # one kernel; on a CPU the other way is faster
+        held.scatter_(2, places[:, None, None, None].expand(-1, new.shape[1], 1, new.shape[3]), new)
+    else:
+        held[rows, :, places] = new[:, :, 0]
+
+
 class _LayerCache(Cache):
     """Keys and values of one block."""
 
@@ -151,9 +161,8 @@ class _LayerCache(Cache):
         self.keys, self.values, self.rows, self.places = keys, values, rows, places
 
     def update(self, key_states, value_states, layer_idx=0, *args, **kwargs):
-        at = self.places[:, 0]
-        self.keys[self.rows, :, at] = key_states[:, :, 0]
-        self.values[self.rows, :, at] = value_states[:, :, 0]
+        write_tokens(self.keys, key_states, self.rows, self.places[:, 0])
+        write_tokens(self.values, value_states, self.rows, self.places[:, 0])
         return self.keys, self.values
 
     def get_seq_length(self, layer_idx=0):
@@ -194,19 +203,19 @@ def _bare(module):
     return twin
 
 
-def _twin_of(model, caches):
+def _twin_of(model: Any, caches: list[Any]) -> Any:
     blocks = list(model.lens.bridge.blocks)
     compiled = torch.compile(_block, dynamic=False)
     regions = torch.nn.ModuleList([_Region(b, c, compiled) for b, c in zip(blocks, caches, strict=True)])
 
-    def along(module):
+    def along(module: Any) -> Any:
         if isinstance(module, torch.nn.ModuleList) and len(module) == len(blocks) and module[0] is blocks[0]:
             return regions
         held = {name: child if child is None else along(child) for name, child in module._modules.items()}
         if all(held[name] is module._modules[name] for name in held):
             return module
         twin = copy.copy(module)
-        twin._modules = held
+        twin._modules = held  # pyright: ignore[reportAttributeAccessIssue]
         return twin
 
     return along(model.lens.module).eval()

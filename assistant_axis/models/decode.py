@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import Cache, DynamicCache
 
-from assistant_axis.models.compiled import CompiledStep, check_compilable
+from assistant_axis.models.compiled import CompiledStep, check_compilable, write_tokens
 from assistant_axis.models.hook_points import HookPoint, ResidPost
 from assistant_axis.models.hooked import text_config
 from assistant_axis.models.lens import HookFunction
@@ -118,8 +118,8 @@ class _Buffer(Cache):
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         k, v = self.keys[layer_idx], self.values[layer_idx]
         rows, places = self._on(k.device)
-        k[rows, :, places] = key_states[:, :, 0]
-        v[rows, :, places] = value_states[:, :, 0]
+        write_tokens(k, key_states, rows, places)
+        write_tokens(v, value_states, rows, places)
         return k[:, :, : self.width], v[:, :, : self.width]
 
     def point(self, lengths: Int[Tensor, "slot"], device: torch.device) -> None:
