@@ -25,14 +25,20 @@
 # Eight minutes of reading, about two minutes of computing on two CPU cores. Tutorial 1 explains hook points and spans.
 
 # %%
-# If the package is missing (on a hosted notebook, say), this installs it.
+# Where the package is missing (on Colab, say), this installs it: from a clone of the repository in or above this folder, else
+# by its name.
+import importlib
 import importlib.util
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 if importlib.util.find_spec("assistant_axis") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "assistant-axis"], check=True)
+    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
+    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(clone)], check=True)
+    importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")
 

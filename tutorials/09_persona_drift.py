@@ -26,14 +26,20 @@
 # Ten minutes of reading, two to three minutes of computing on two CPU cores. Tutorial 4 explains the axis, tutorial 8 the cap.
 
 # %%
-# If the package is missing (on a hosted notebook, say), this installs it; sentence-transformers is for the prediction.
+# Where the package or something it needs here is missing (on Colab, say), this installs it: from a clone of the repository in
+# or above this folder, else by its name.
+import importlib
 import importlib.util
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 if any(importlib.util.find_spec(name) is None for name in ("assistant_axis", "sentence_transformers")):
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "assistant-axis[drift]"], check=True)
+    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
+    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{clone}[drift]"], check=True)
+    importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")
 
