@@ -94,7 +94,12 @@ class Section:
 
 
 def write_report(
-    path: str | Path, sections: Iterable[Section], *, title: str = "Assistant Axis", lead: Sequence[str] = ()
+    path: str | Path,
+    sections: Iterable[Section],
+    *,
+    title: str = "Assistant Axis",
+    lead: Sequence[str] = (),
+    facts: Sequence[tuple[str, str]] = (),
 ) -> Path:
     """Write one HTML page that opens offline, in one atomic step; every text is escaped.
 
@@ -103,6 +108,7 @@ def write_report(
         sections: in order.
         title: of the page.
         lead: paragraphs under the title.
+        facts: pairs (what, value) that are seen at a glance, below the lead.
 
     Returns:
         The path written.
@@ -115,7 +121,7 @@ def write_report(
         {"title": s.title, "text": s.text, "blocks": [_ready(b, f"p{i}-{k}") for k, b in enumerate(s.blocks)]}
         for i, s in enumerate(sections)
     ]
-    page = template.render(title=title, lead=list(lead), sections=ready)
+    page = template.render(title=title, lead=list(lead), facts=list(facts), sections=ready)
     target = Path(path)
     with atomic(target) as scratch:
         # A lone surrogate in a generated answer must not cost the report.
@@ -179,7 +185,15 @@ def persona_report(
     if trace is not None:
         sections.append(_trace(trace, floor))
     sections += [*more, _conditions(vectors, axis)]
-    return write_report(path, [s for s in sections if s], title=title or f"Personas of {said.model}", lead=lead)
+    facts = [
+        ("roles", str(len(vectors.roles))),
+        ("layer", f"{layer} of {said.n_layers}"),
+        ("components for 70 % of variance", str(space.dimensions(0.7))),
+        ("|cos(axis, PC1)|", f"{space.axis_cosine():.2f}"),
+        ("default on PC1 (0: Assistant's end)", f"{space.default_position():.2f}"),
+    ]
+    kept = [s for s in sections if s]
+    return write_report(path, kept, title=title or f"Personas of {said.model}", lead=lead, facts=facts)
 
 
 # -- sections ----------------------------------------------------------------------------------------------------------
@@ -205,13 +219,15 @@ def _roles(vectors: "PersonaVectors", axis: "AssistantAxis", space: "PersonaSpac
     )
     header = ("#", "role", "projection on the axis", "cosine with PC1", "rollouts")
     under = _line(vectors, layer, "projection centred by the role mean, in activation units")
-    ends = [*rows[:ENDS], ("…", "…", "…", "…", "…"), *rows[-ENDS:]] if len(rows) > 2 * ENDS else rows
+    few = len(rows) <= 2 * ENDS
+    ends = rows if few else [*rows[:ENDS], ("…", "…", "…", "…", "…"), *rows[-ENDS:]]
+    every = Table(header, (default, *rows), under, collapsed=f"All {len(rows)} roles", strong=(0,))
     where = space.default_position()
     return Section(
         "The roles along the Assistant Axis",
         [
             Table(header, (default, *ends), under, strong=(0,)),
-            Table(header, (default, *rows), under, collapsed=f"All {len(rows)} roles", strong=(0,)),
+            *([] if few else [every]),
             Picture(role_ranking(vectors, axis, layer=layer), under),
             Picture(
                 role_map(space), _line(vectors, layer, "principal components of the role vectors, centred projections")
@@ -439,5 +455,6 @@ def _markup(picture: Picture, prefix: str) -> Any:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return "–" if value != value else f"{value:.2f}".replace("-", "−")
+        said = f"{value:.2f}"
+        return "–" if value != value else "0.00" if said == "-0.00" else said.replace("-", "−")
     return str(value)

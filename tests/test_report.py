@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from docs.browser import FOUND, PHONE, Browser
 from plots.conftest import make_vectors
 
 from assistant_axis.drift.trajectory import Trajectory, TurnReading
@@ -161,3 +162,60 @@ def test_an_interrupted_report_leaves_nothing(vectors: PersonaVectors, tmp_path:
     with pytest.raises(KeyboardInterrupt):
         write_report(tmp_path / "r.html", sections())
     assert not list(tmp_path.iterdir())
+
+
+def test_every_figure_and_every_answer_has_its_conditions_under_it(vectors: PersonaVectors, tmp_path: Path) -> None:
+    answers = [
+        Answers("Who are you?", "Who are you?", (("unsteered", "a"), ("steered", "b")), "tiny · greedy decoding")
+    ]
+    published = {r: float(-k) for k, r in enumerate(vectors.roles)}
+    html = persona_report(
+        tmp_path / "r.html", vectors, layer=2, published=published, answers=answers, trace=trace()
+    ).read_text(encoding="utf-8")
+    check_offline(html)
+    under = re.findall(r"<figcaption>(.*?)</figcaption>", html)
+    assert len(under) == html.count("<figure>") == 6
+    assert all("tiny" in said and "layer" in said for said in under)
+    tables = html.count("<table>")
+    assert html.count('<p class="conditions">') == tables - 1 + len(answers)  # the last table is the conditions
+    assert "tiny · greedy decoding" in html
+    assert "<blockquote>" not in html  # the question is the title already
+
+
+def test_what_is_seen_at_a_glance(vectors: PersonaVectors, tmp_path: Path) -> None:
+    html = persona_report(tmp_path / "r.html", vectors, layer=2).read_text(encoding="utf-8")
+    glance = dict(re.findall(r"<dt>(.*?)</dt><dd>(.*?)</dd>", html))
+    space = vectors.space(2)
+    assert glance["roles"] == "40"
+    assert glance["components for 70 % of variance"] == str(space.dimensions(0.7))
+    assert glance["|cos(axis, PC1)|"] == f"{space.axis_cosine():.2f}"
+    linked = re.findall(r"<nav>.*?</nav>", html, re.DOTALL)[0]
+    assert re.findall(r'href="#(s\d+)"', linked) == re.findall(r'<section id="(s\d+)">', html)
+
+
+def test_few_roles_are_shown_once(tmp_path: Path) -> None:
+    made = make_vectors()
+    html = persona_report(tmp_path / "r.html", made.select(made.roles[:15])).read_text(encoding="utf-8")
+    assert "All 15 roles" not in html
+    assert "more roles" not in html
+
+
+@pytest.mark.skipif(FOUND is None, reason="no chromium or google-chrome on this machine")
+def test_the_report_in_a_browser_on_a_phone_and_on_paper(vectors: PersonaVectors, tmp_path: Path) -> None:
+    answers = [Answers("Who", "Who?", (("unsteered", "word " * 60), ("steered", "word " * 60)), "tiny")]
+    page = persona_report(tmp_path / "r.html", vectors, layer=2, answers=answers, trace=trace())
+    with Browser() as browser:
+        for dark in (False, True):
+            browser.open(page.as_uri(), (1100, 900), dark=dark)
+            assert browser.requests == [page.as_uri()]
+            assert not browser.complaints
+            grey = browser.run("getComputedStyle(document.body).backgroundColor")
+            assert (grey == "rgb(255, 255, 255)") is not dark
+        browser.open(page.as_uri(), PHONE)
+        assert browser.run("document.documentElement.scrollWidth - innerWidth") <= 0
+        printed = browser.pdf()
+        assert printed.startswith(b"%PDF")
+        assert 4 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 12
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        hidden = "[...document.querySelectorAll('nav, details')].every(e => getComputedStyle(e).display === 'none')"
+        assert browser.run(hidden)

@@ -91,11 +91,12 @@ def run_demo(source: str, out: str | Path, roles: int | None = None, new_tokens:
     console.print(str(trace), highlight=False)
 
     console.rule("[bold]6 · report")
+    under = f"{model.name} · greedy decoding, at most {new_tokens} tokens · axis and floors measured at the header"
     report = persona_report(
         folder / "report.html",
         vectors,
         published=published,
-        answers=[Answers(a.title, a.prompt, a.answers) for a in answers],
+        answers=[Answers(a.title, a.prompt, a.answers, under) for a in answers],
         trace=trace,
     )
     console.print(f"[bold]{report}[/bold] opens in any browser, offline. Beside it: vectors, axis (safetensors).")

@@ -148,7 +148,8 @@ def role_ranking(
     rows: list[tuple[str, float, str]] = [
         (readable(source.roles[i]), float(values[i]), ASSISTANT) for i in order[:ends]
     ]
-    rows.append((f"… {len(order) - 2 * ends} more roles …", float("nan"), FAINT))
+    if len(order) > 2 * ends:
+        rows.append((f"… {len(order) - 2 * ends} more roles …", float("nan"), FAINT))
     rows += [(readable(source.roles[i]), float(values[i]), ROLE_PLAY) for i in order[len(order) - ends :]]
     before = next((i for i, r in enumerate(rows) if r[1] < default), len(rows))
     rows.insert(before, ("DEFAULT", default, RED))

@@ -79,8 +79,20 @@ def cells_of(twin: Path) -> tuple[list[str], str]:
     return [body for head, body in pairs if "[markdown]" not in head], re.sub(r"^# ?", "", text, flags=re.MULTILINE)
 
 
+def readme_of(clone: Path) -> str:
+    """The ten lines of Python that the README shows, for the tutorial's roles."""
+    text = (clone / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## Ten lines of Python\n\n```python\n(.*?)```", text, re.DOTALL)
+    assert block is not None
+    sized = block.group(1).replace(
+        '(model, span="header")', '(model, span="header", roles=names, questions_per_prompt=2)'
+    )
+    assert sized != block.group(1)
+    return sized
+
+
 def test_tutorial_3_and_its_map_with_a_role_of_ones_own(clone: Path) -> None:
-    """All cells; then the solution that adds a role; then the cell that draws the map, again."""
+    """All cells; the solution that adds a role; the cell that draws the map, again; the ten lines of the README."""
     cells, text = cells_of(clone / "tutorials" / "03_persona_space.py")
     sized = [c.replace(", 60)]", f", {ROLES})]") for c in cells]
     assert sum(a != b for a, b in zip(cells, sized, strict=True)) == 1
@@ -90,13 +102,16 @@ def test_tutorial_3_and_its_map_with_a_role_of_ones_own(clone: Path) -> None:
     story = "\n".join(
         [
             "import matplotlib; matplotlib.use('agg')",
+            f"import assistant_axis; assert assistant_axis.__file__.startswith({str(clone)!r})",
             *sized[: sized.index(draw) + 1],
             f"before = {names}",
             *sized[sized.index(draw) + 1 :],
             solution,
             "space = more.space()",
             draw,
-            f"import json; print(json.dumps([before, {names}, [n for n, _ in space.ranking(1)]]))",
+            f"after, ranking = {names}, [n for n, _ in space.ranking(1)]",
+            readme_of(clone),
+            "import json; print(json.dumps([before, after, ranking]))",
         ]
     )
     (clone / "story.py").write_text(story, encoding="utf-8")
