@@ -1,4 +1,4 @@
-"""A build step of the site: the table of the architecture page is read from the package's own import statements."""
+"""A build step of the site: drawing and table of the architecture page are read from the package's own import statements."""
 
 import ast
 from collections import Counter
@@ -9,19 +9,23 @@ from typing import Any
 PACKAGE = "assistant_axis"
 HERE = Path(__file__).resolve().parents[1] / PACKAGE
 MARK = "<!-- imports -->"
+DRAWING = "<!-- drawing of imports -->"
 # The science, then what stands on top of it. A room imports from rooms before it when it is imported.
 ORDER = ("models", "activations", "personas", "geometry", "steering", "drift")
+ABOVE = ("plots", "judges", "pipeline", "runs", "evals", "cli")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Put the table in place of the mark."""
-    return markdown.replace(MARK, table()) if MARK in markdown else markdown
+    """Put drawing and table in place of the marks."""
+    if MARK not in markdown:
+        return markdown
+    return markdown.replace(DRAWING, drawing()).replace(MARK, table())
 
 
 def rooms() -> list[str]:
     """The folders of the package, the science first."""
     found = {p.parent.name for p in HERE.glob("*/__init__.py")}
-    return [*ORDER, *sorted(found - set(ORDER))]
+    return [*ORDER, *(r for r in ABOVE if r in found), *sorted(found - set(ORDER) - set(ABOVE))]
 
 
 def imports() -> dict[str, Counter[tuple[str, str]]]:
@@ -63,6 +67,38 @@ def table() -> str:
         cells = [_cell(found, when) for when in ("at import", "when used", "types only")]
         rows.append(f"| **{room}** | {' | '.join(cells)} |")
     return "\n".join(rows)
+
+
+def drawing() -> str:
+    """The rooms in a row; an arc from each room to every room that it imports, thicker for more statements."""
+    order, step, middle = rooms(), 70, 168
+    at = {room: step // 2 + step * k for k, room in enumerate(order)}
+    arcs = [
+        _arc(at[room], at[other], middle, when, count, f"{room} imports {other}: {count} statements, {when}")
+        for room, found in imports().items()
+        for (other, when), count in found.items()
+        if when != "types only"
+    ]
+    names = [
+        f'<text x="{at[room]}" y="{middle + 4}" text-anchor="middle" font-weight="{600 if room in ORDER else 400}">{room}</text>'
+        for room in order
+    ]
+    said = "Rooms of the package in a row, with arcs from each room to those it imports"
+    size = f'viewBox="0 28 {step * len(order)} {middle + 100}" role="img" aria-label="{said}"'
+    style = 'style="width: 100%; height: auto; font: 11px var(--md-text-font-family, sans-serif); fill: currentColor"'
+    return f'<figure markdown="0"><svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(arcs + names)}</svg></figure>'
+
+
+def _arc(x: int, other: int, middle: int, when: str, count: int, said: str) -> str:
+    """Above the names what is imported at once, below them and dashed what is imported when it is used."""
+    above = when == "at import"
+    side = -1 if above else 1
+    height, y = min(150, 12 + abs(x - other) * 0.24), middle + side * 12
+    path = f"M {x} {y} C {x} {y + side * height}, {other} {y + side * height}, {other} {y}"
+    look = "" if above else ' stroke-dasharray="4 3"'
+    width = 0.8 + 0.45 * count.bit_length()
+    color = "var(--md-typeset-a-color)" if x > other else "#d9622b"  # against the drawing's order
+    return f'<path d="{path}" fill="none" stroke="{color}" stroke-opacity="0.6" stroke-width="{width}"{look}><title>{said}</title></path>'
 
 
 def _cell(found: Counter[tuple[str, str]], when: str) -> str:

@@ -63,3 +63,11 @@ def later():
         ("plots", "types only"),
         ("drift.summary", "when used"),
     ]
+
+
+def test_the_drawing_has_every_room_and_every_import(hook) -> None:
+    drawn_ = hook.drawing()
+    assert re.findall(r"<text [^>]*>(\w+)</text>", drawn_) == hook.rooms()
+    needed = {(r, o, w) for r, found in hook.imports().items() for o, w in found if w != "types only"}
+    assert set(re.findall(r"<title>(\w+) imports (\w+): \d+ statements, ([\w ]+)</title>", drawn_)) == needed
+    assert 'stroke="#d9622b" stroke-opacity="0.6" stroke-width' in drawn_  # models reach further right when used
