@@ -44,7 +44,7 @@ bench: setup
 	$(BIN)/python benchmarks/persona_space.py
 
 docs: setup
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) demo site dist build .pytest_cache .ruff_cache .hypothesis

@@ -1,6 +1,7 @@
 """The site, built once for all tests of this folder."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,8 +21,10 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = subprocess.run(
         [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(out)],
         cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stderr
     return out
