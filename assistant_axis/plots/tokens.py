@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -154,7 +154,7 @@ def values_view(
 class FramedHtml:
     """An HTML page of its own inside an iframe: nothing leaves it, and nothing is fetched."""
 
-    page: str
+    page: str = field(repr=False)
     height: int
     text: str
 
