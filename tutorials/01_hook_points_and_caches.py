@@ -25,14 +25,20 @@
 # as a package and is converted once.
 
 # %%
-# If the package is missing (on a hosted notebook, say), this installs it.
+# Where the package is missing (on Colab, say), this installs it: from a clone of the repository in or above this folder, else
+# by its name.
+import importlib
 import importlib.util
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 if importlib.util.find_spec("assistant_axis") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "assistant-axis"], check=True)
+    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
+    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(clone)], check=True)
+    importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")
 
@@ -41,6 +47,7 @@ import matplotlib.pyplot as plt
 import torch
 
 from assistant_axis import ResidPost, ResidPre, load_model
+from assistant_axis.plots import circuitsvis_view
 
 plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -210,7 +217,7 @@ layer = model.profile.layer
 at = headers[:, layer]
 fig, axes = plt.subplots(1, 2, figsize=(9, 3.8), layout="constrained")
 for ax, x, title in ((axes[0], at, "raw"), (axes[1], at - at.mean(0), "centred")):
-    shown = ax.imshow(cosines(x), vmin=-1, vmax=1, cmap="RdBu_r")
+    shown = ax.imshow(cosines(x), vmin=-1, vmax=1, cmap="RdBu")
     ax.set_xticks(range(len(personas)), personas, rotation=60, ha="right")
     ax.set_yticks(range(len(personas)), personas)
     ax.set_title(f"Cosines at layer {layer}, {title}")
@@ -220,6 +227,28 @@ plt.show()
 # %% [markdown]
 # On the right there is structure: the plain conditions resemble one another, and the characters stand on the other side.
 # Six personas and one question are an illustration, not evidence. Tutorial 3 does it with sixty.
+#
+# ## A first direction
+#
+# Default minus pirate, at the header: one subtraction gives a direction. Do the *words* of an answer lie along it too? Here is an
+# answer that begins as an assistant and ends as a pirate. Each token is coloured by how far it lies along the direction, measured
+# from the mean of this answer: blue toward the default, red toward the pirate. (This view is CircuitsVis'; its script is
+# stored inside this notebook and runs in a closed frame, so that nothing is loaded from elsewhere.)
+
+# %%
+direction = headers[0, layer] - headers[3, layer]
+mixed = (
+    "I am an AI assistant. How can I help you today? Arr, hand me the rum, ye scurvy dogs, and hoist the black flag!"
+)
+_, cache = model.run_with_cache([*question, {"role": "assistant", "content": mixed}])
+content = slice(*cache.chats[0].turns_of("assistant")[-1].content)
+along = cache[ResidPost(layer)][0, content] @ (direction / direction.norm())
+circuitsvis_view(pieces(cache.chats[0].ids[content]), (along - along.mean()).tolist(), height=70)
+
+# %% [markdown]
+# Bluest is "AI assistant", reddest "ye", and the colour turns where the speaker does. The direction was found at one token, before
+# any word was said, and yet the words lie along it. That is one sentence made up for the purpose; tutorial 4 does it with a
+# direction that many answers went into.
 #
 # ## Do we read what we say we read?
 #
