@@ -25,14 +25,20 @@
 # Eight minutes of reading, under two minutes of computing on two CPU cores. Tutorial 3 explains the persona space.
 
 # %%
-# If the package is missing (on a hosted notebook, say), this installs it.
+# Where the package is missing (on Colab, say), this installs it: from a clone of the repository in or above this folder, else
+# by its name.
+import importlib
 import importlib.util
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 if importlib.util.find_spec("assistant_axis") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "assistant-axis"], check=True)
+    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
+    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(clone)], check=True)
+    importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")
 
@@ -45,6 +51,7 @@ import torch
 
 from assistant_axis import (
     AssistantAxis,
+    ResidPost,
     extract_persona_vectors,
     load_model,
     load_personas,
@@ -53,6 +60,7 @@ from assistant_axis import (
 )
 from assistant_axis.geometry.controls import control_axis
 from assistant_axis.pipeline.traits import extract_trait_vectors
+from assistant_axis.plots import circuitsvis_view
 
 plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -146,7 +154,26 @@ for name, x in zip(answers, read, strict=True):
 
 # %% [markdown]
 # Nobody was asked to be anything here: the words alone move the projection. That is worth remembering when a "drift" is
-# measured: some of it is topic and style.
+# measured: some of it is topic and style. Which words? The helpful answer and the mystical one, token by token: blue is above the
+# average role, red below it.
+
+# %%
+pieces, centred = [], []
+for talk in (talks[0], talks[2]):
+    _, cache = model.run_with_cache(talk, [ResidPost(21)])
+    content = slice(*cache.chats[0].turns_of("assistant")[-1].content)
+    tokens = shipped.project(cache[ResidPost(21)][0, content], 21, centered=True).tolist()
+    pieces += [model.tokenizer.decode([i]) for i in cache.chats[0].ids[content]] + [" · "]
+    centred += [*tokens, 0.0]
+    print(
+        f"{sum(t > 0 for t in tokens)} of {len(tokens)} tokens above the average role, from {min(tokens):+.0f} to {max(tokens):+.0f}"
+    )
+circuitsvis_view(pieces, centred, height=110)
+
+# %% [markdown]
+# Every token of the helpful answer lies above the average role, all but one of the mystical below it; bluest are the password and
+# the Security of the settings page. Even "the" is blue in one and red in the other: a token's activation knows the sentence that
+# it stands in. (The view is CircuitsVis', stored inside this notebook.)
 #
 # An axis belongs to the tokens it was measured on. This one is of answers; `extract_persona_vectors` reads the header
 # unless told otherwise. Both are the same idea, and different directions:
