@@ -1,6 +1,6 @@
 """Additive steering at one layer and response means beside other libraries, on the embedded model.
 
-    python benchmarks/peers.py [--official DIR] [--out benchmarks/results/peers.json]
+    python benchmarks/peers.py [--official DIR] [--only steering|official] [--out benchmarks/results/peers.json]
 
 Libraries that are not installed are left out and said so: repeng, steering-vectors, nnsight. With --official DIR (a clone of
 the paper's code) its batch extraction runs on the same conversations. Everything runs in one process, in turns.
@@ -30,16 +30,18 @@ LAYER, NEW, BATCH = 20, 32, 8
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--official", type=Path)
+    parser.add_argument("--only", choices=("steering", "official"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--conversations", type=int, default=64, help="for the capture beside the paper's code")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    found = steering(args.rounds)
-    if args.out is not None:
-        save(args.out, "steering", [found])
-    if args.official is not None:
+    if args.only != "official":
+        found = steering(args.rounds)
+        if args.out is not None:
+            save(args.out, "steering", [found])
+    if args.official is not None and args.only != "steering":
         found = official(args.official, args.conversations, args.rounds)
         if args.out is not None:
             save(args.out, "official", [found])
@@ -191,6 +193,7 @@ def official(folder: Path, count: int, rounds: int) -> Comparison:
         },
         rounds=rounds,
         target="target ≥ 3 × as fast, stretch 6 ×",
+        warm=False,
         inverse=True,
     )
 

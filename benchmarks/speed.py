@@ -1,6 +1,6 @@
 """Capture, generation and interventions against the model's own plain passes, on the embedded model.
 
-    python benchmarks/speed.py [--parts capture rollouts onepass cap space linear memory start] [--out benchmarks/results/speed.json]
+    python benchmarks/speed.py [--parts capture rollouts onepass cap compile space linear memory start] [--out benchmarks/results/speed.json]
 
 Every part runs its variants in turns in one process and prints medians and ratios. Run it alone on the machine: two
 processes that use all cores slow each other down far more than twice.
@@ -30,7 +30,7 @@ from assistant_axis.steering.interventions import Cap
 NAME = "smollm2-135m-instruct"
 BUDGET = 4096
 NEW = 64
-PARTS = ("capture", "rollouts", "onepass", "cap", "space", "linear", "memory", "start")
+PARTS = ("capture", "rollouts", "onepass", "cap", "compile", "space", "linear", "memory", "start")
 
 
 def main() -> None:
@@ -268,6 +268,31 @@ class Bench:
                     {"unsteered": run(), "cap on 1 layer": run(single), "cap on 8 layers": run(never)},
                     rounds=2 * self.rounds + 1,
                     target="target ≤ 1.03 ×" if size > 1 else "target ≤ 1.05 ×",
+                )
+            )
+        return found
+
+    def compile(self) -> list[Comparison]:
+        never = Cap(load_precomputed_axis(NAME), floor=-1e6, layers=range(16, 24))
+        found = []
+        for size, count in ((16, 32), (1, 4)):
+            conversations = self.prompts(self.count(count))[:count]
+
+            def run(
+                *steps: Cap, compile: bool = True, rows: Sequence[Any] = conversations, size: int = size
+            ) -> Callable[[], float]:
+                def work() -> float:
+                    with self.model.steered(*steps):
+                        return self._ours(rows, batch_size=size, compile=compile)
+
+                return work
+
+            found.append(
+                compare(
+                    f"Compiled generation, batch {size}: seconds a token",
+                    {"as it is": run(compile=False), "compiled": run(), "compiled, cap on 8 layers": run(never)},
+                    rounds=self.rounds,
+                    target="the compilation itself is not timed",
                 )
             )
         return found
