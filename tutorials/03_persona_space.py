@@ -25,14 +25,20 @@
 # header span, which are used here.
 
 # %%
-# If the package is missing (on a hosted notebook, say), this installs it.
+# Where the package is missing (on Colab, say), this installs it: from a clone of the repository in or above this folder, else
+# by its name.
+import importlib
 import importlib.util
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 if importlib.util.find_spec("assistant_axis") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "assistant-axis"], check=True)
+    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
+    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(clone)], check=True)
+    importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")
 
@@ -43,6 +49,7 @@ import torch
 
 from assistant_axis import extract_persona_vectors, load_model, load_personas
 from assistant_axis.geometry.published import compare_published
+from assistant_axis.plots import role_map
 
 plt.rcParams.update({"figure.dpi": 90, "axes.spines.top": False, "axes.spines.right": False})
 
@@ -128,24 +135,7 @@ print("least Assistant-like: ", ", ".join(f"{n} {s:+.2f}" for n, s in ranking[-1
 # component so that the default lies on its positive side.
 
 # %%
-pc1, pc2 = space.scores(1, "projection"), space.scores(2, "projection")
-fig, ax = plt.subplots(figsize=(9, 6), layout="constrained")
-ax.scatter(pc1, pc2, s=12, color="0.6")
-for name, x, y in zip(space.roles, pc1, pc2, strict=True):
-    ax.annotate(name, (x, y), fontsize=6.5, xytext=(2, 2), textcoords="offset points")
-ax.scatter([space.default_score(1)], [space.default_score(2)], marker="*", s=180, color="tab:red", zorder=3)
-ax.annotate(
-    "default",
-    (space.default_score(1), space.default_score(2)),
-    color="tab:red",
-    xytext=(8, -3),
-    textcoords="offset points",
-)
-ax.set(
-    xlabel=f"PC1 ({space.variance[0]:.0%} of variance), toward the Assistant →", ylabel=f"PC2 ({space.variance[1]:.0%})"
-)
-ax.set_title(f"{model.name}, layer {space.layer}, header span: projections on PC1 and PC2, centred", fontsize=9)
-plt.show()
+role_map(space, names=45)
 
 # %% [markdown]
 # ## Where does the default sit?
@@ -204,7 +194,9 @@ fig, ax = plt.subplots(figsize=(6, 4.2), layout="constrained")
 ax.scatter(comparison.scores, comparison.figures, s=12)
 for name, gap in comparison.outliers(6):
     k = comparison.roles.index(name)
-    ax.annotate(f"{name} ({gap:+.2f})", (comparison.scores[k], comparison.figures[k]), fontsize=7)
+    place = (comparison.scores[k], comparison.figures[k])
+    ax.annotate(f"{name} ({gap:+.2f})", place, fontsize=7, xytext=(5, -7), textcoords="offset points")
+ax.margins(x=0.12)
 ax.set(xlabel=f"{model.name}: cosine with PC1", ylabel="Qwen 3 32B: raw projection on its axis")
 ax.set_title(
     f"Spearman {comparison.pc1.spearman:.2f} over {len(comparison.roles)} roles; named: largest differences", fontsize=9
