@@ -24,14 +24,20 @@
 # Eight minutes of reading, two to three minutes of computing on two CPU cores.
 
 # %%
-# If the package is missing (on a hosted notebook, say), this installs it.
+# Where the package is missing (on Colab, say), this installs it: from a clone of the repository in or above this folder, else
+# by its name.
+import importlib
 import importlib.util
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 if importlib.util.find_spec("assistant_axis") is None:
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "assistant-axis"], check=True)
+    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
+    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(clone)], check=True)
+    importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")
 
@@ -101,7 +107,7 @@ for vectors, layer, colour in ((chat, 27, "tab:blue"), (base, 16, "tab:orange"))
         f"|cos(axis, PC1)| {space.axis_cosine():.2f}"
     )
 ax.set(xlabel="cosine of the centred role with PC1", ylabel="roles")
-ax.legend(frameon=False)
+ax.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 plt.show()
 
 # %% [markdown]
