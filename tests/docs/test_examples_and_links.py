@@ -135,3 +135,15 @@ def test_use_your_own_judge_as_the_page_says(
     assert [found[k].score for k in range(4)] == [3, 1, None, 2]
     assert found[2].failure == "empty"
     assert "keeper" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("kind", "last"), [("Figure", 35), ("Table", 15)])
+def test_every_figure_and_table_of_the_paper_has_its_row(kind: str, last: int) -> None:
+    page = (ROOT / "docs" / "reproducing.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| ") and line.count("|") == 6]
+    named: set[int] = set()
+    for cell in rows:
+        for numbers in re.findall(rf"{kind}s? ((?:\d+(?:–\d+)?(?: \(right\))?(?:, )?)+)", cell):
+            for first, end in re.findall(r"(\d+)(?:–(\d+))?", numbers):
+                named |= set(range(int(first), int(end or first) + 1))
+    assert named == set(range(1, last + 1))
