@@ -144,13 +144,15 @@ def role_ranking(
         said = describe(source.conditions, f"layer {at}", f"n = {len(source.roles)} roles")
         place = "the Assistant Axis"
     order = np.argsort(-values, kind="stable")
-    ends = min(names, len(order) // 2)
+    first = min(names, (len(order) + 1) // 2)
+    last = min(names, len(order) - first)
+    left = len(order) - first - last
     rows: list[tuple[str, float, str]] = [
-        (readable(source.roles[i]), float(values[i]), ASSISTANT) for i in order[:ends]
+        (readable(source.roles[i]), float(values[i]), ASSISTANT) for i in order[:first]
     ]
-    if len(order) > 2 * ends:
-        rows.append((f"… {len(order) - 2 * ends} more roles …", float("nan"), FAINT))
-    rows += [(readable(source.roles[i]), float(values[i]), ROLE_PLAY) for i in order[len(order) - ends :]]
+    if left:
+        rows.append((f"… {left} more roles …", float("nan"), FAINT))
+    rows += [(readable(source.roles[i]), float(values[i]), ROLE_PLAY) for i in order[len(order) - last :]]
     before = next((i for i, r in enumerate(rows) if r[1] < default), len(rows))
     rows.insert(before, ("DEFAULT", default, RED))
     with styled(6.4, 1.9 + 0.19 * len(rows)) as figure:
