@@ -36,6 +36,10 @@ SafeFormatOption = Annotated[str, typer.Option(help="Of --safe: rows or xstest."
 RolesOption = Annotated[
     str | None, typer.Option("--roles", help="Ask every question under these roles' prompts; with commas.")
 ]
+LocalOption = Annotated[
+    list[str] | None, typer.Option("--local", help="TASK=PATH: its data here, a folder of the hub's or a file.")
+]
+FewshotOption = Annotated[int | None, typer.Option(help="Examples before each item; default: as the task says.")]
 
 
 @app.command("capability")
@@ -48,13 +52,11 @@ def eval_capability(
     limit: Annotated[int | None, typer.Option(help="The first so many items of each task.")] = None,
     batch_size: Annotated[str, typer.Option(help="Requests a batch, or auto.")] = "auto",
     chat_template: Annotated[bool, typer.Option(help="Ask through the model's chat template.")] = True,
-    fewshot: Annotated[int | None, typer.Option(help="Examples before each item; default: as the task says.")] = None,
+    fewshot: FewshotOption = None,
     include_path: Annotated[list[Path] | None, typer.Option(help="Folders with further task files.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt for every item.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything that the harness draws.")] = 0,
-    local: Annotated[
-        list[str] | None, typer.Option("--local", help="TASK=PATH: its data here, a folder of the hub's or a file.")
-    ] = None,
+    local: LocalOption = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Folder for the harness' result files; resumable.")
     ] = None,
@@ -133,7 +135,7 @@ def eval_susceptibility(
     )
     head: dict[str, Any] = {"labels": judge_model or judge_api or "built in"}
     if judge is not None:
-        built_in, found = found, found.relabelled(judge)
+        built_in, found = found, found.relabelled(judge, keep=out / "labels.jsonl", progress=True)
         head["agreement"] = str(found.agreement(built_in))
         print(f"The judge and the built-in labels agree: {head['agreement']}")
     found.save(out / "answers.jsonl")
@@ -218,6 +220,8 @@ def eval_report(
     seed: Annotated[int, typer.Option(help="Of the random direction.")] = 0,
     batch_size: Annotated[int, typer.Option(help="Answers a pass.")] = 16,
     controls: Annotated[str, typer.Option(help="Random directions beside: chosen, or all.")] = "chosen",
+    fewshot: FewshotOption = None,
+    local: LocalOption = None,
 ) -> None:
     """Every intervention in one table: chosen on one half, reported on the other beside a random direction; resumable."""
     from assistant_axis.errors import SettingError, UnknownNameError
@@ -249,6 +253,8 @@ def eval_report(
         limit,
         max_new_tokens,
         label or HARMFUL,
+        fewshot,
+        _local(local),
     )
     found = evaluate(
         loaded,

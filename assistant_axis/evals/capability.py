@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from assistant_axis.errors import SettingError
+from assistant_axis.errors import DatasetError, SettingError
 from assistant_axis.evals.paired import PairedChange, paired_change
 from assistant_axis.evals.saving import identity
 from assistant_axis.evals.tasks import Spec, read_task, shown_examples, task_error, task_manager, with_local_data
@@ -181,7 +181,8 @@ def _specs(tasks: Sequence[str], local: Mapping[str, str | Path], manager: Any, 
                 f"{name} shows {shown} examples before each item, and a single file holds none to show. Give num_fewshot=0 "
                 "(--fewshot 0), or a folder with a copy of the whole data set."
             )
-    return [with_local_data(t, local[t], manager) if t in local else read_task(t) for t in tasks]
+        with_local_data(name, local[name], manager)
+    return [read_task(t) for t in tasks]
 
 
 def _cache(folder: Path, name: str, lm: Any) -> str:
@@ -232,6 +233,7 @@ def _simple_evaluate(
     options: dict[str, Any],
 ) -> dict[str, Any]:
     import lm_eval
+    from jinja2 import UndefinedError
     from lm_eval.loggers import EvaluationTracker
 
     simple_evaluate: Any = lm_eval.simple_evaluate  # its decorator hides its signature
@@ -257,6 +259,8 @@ def _simple_evaluate(
             if "nltk" not in str(e):
                 raise
             raise task_error(tasks, manager, e) from e
+        except UndefinedError as e:
+            raise DatasetError(f"The data of {', '.join(tasks)} do not have what the task reads: {e}.") from e
     assert results is not None  # only other ranks of a distributed run get nothing
     if tracker is not None:
         samples = results.pop("samples")

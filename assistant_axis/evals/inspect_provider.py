@@ -30,6 +30,7 @@ from torch import Tensor
 
 from assistant_axis.errors import ArtefactMismatchError, AssistantAxisError, ConversationError
 from assistant_axis.geometry.axis import AssistantAxis
+from assistant_axis.geometry.precomputed import load_precomputed_axis, precomputed_names
 from assistant_axis.geometry.vectors import PersonaVectors
 from assistant_axis.models.generation import Answer, decode
 from assistant_axis.models.hook_points import HookPoint, ResidPost
@@ -72,7 +73,8 @@ class AssistantAxisAPI(ModelAPI):
 
     Model arguments (`-M name=value`):
         cap: a saved intervention, or several with commas; they act together.
-        axis: an axis, persona vectors, or a run's folder to project on; default: the direction of the first intervention.
+        axis: an axis, persona vectors, a run's folder, or the name of a model whose axis ships, to project on; default: the
+            direction of the first intervention.
         layer: block index to project at; default: the model's monitoring layer, or the nearest one held.
         batch_size: requests answered together; default 16 (`--max-connections` raises how many come at once).
         device, dtype, device_map, revision: as in `load_model`.
@@ -363,6 +365,8 @@ def cut(model: HookedChatModel, answer: Answer, stops: Sequence[str]) -> Answer:
 def _direction(axis: str | None, interventions: Sequence[Any]) -> Direction | None:
     if axis is not None:
         path = Path(axis)
+        if not path.exists() and axis in precomputed_names():
+            return Direction.of(load_precomputed_axis(axis))
         if path.is_dir():
             path = path / ("vectors.safetensors" if (path / "vectors.safetensors").is_file() else "axis.safetensors")
         try:

@@ -4,12 +4,12 @@ import hashlib
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from assistant_axis.errors import SettingError
-from assistant_axis.evals.capability import TaskChange, capability
+from assistant_axis.evals.capability import Capability, TaskChange, capability
 from assistant_axis.evals.datasets import JailbreakPrompt
 from assistant_axis.evals.jailbreak import JailbreakResult, jailbreak
 from assistant_axis.evals.paired import Estimate, PairedChange, mean_estimate, median_estimate
@@ -38,6 +38,8 @@ class Suites:
         limit: items of each task.
         max_new_tokens: an answer.
         labels: what counts; default: the two harmful labels.
+        num_fewshot: examples before each item; default: as the tasks say.
+        local: task -> its data on this machine, as in `capability`.
     """
 
     prompts: Sequence[JailbreakPrompt]
@@ -47,6 +49,8 @@ class Suites:
     limit: int | None = None
     max_new_tokens: int = 64
     labels: Sequence[str] = HARMFUL
+    num_fewshot: int | None = None
+    local: Mapping[str, str | Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -247,8 +251,7 @@ class _Measure:
         self.plain: dict[str, JailbreakResult] = {}
         self.baseline: dict[str, Any] = {}
         if suites.tasks:
-            found = capability(model, suites.tasks, limit=suites.limit, keep=self._folder("capability"))
-            self.baseline = found.baseline
+            self.baseline = self._capability(suites, limit=suites.limit).baseline
         self.items: dict[str, dict[str, list[int]]] = {half: {} for half in _HALVES}
         for task, rows in (self.baseline.get("samples") or {}).items():
             numbers = sorted({row["doc_id"] for row in rows})
@@ -278,8 +281,7 @@ class _Measure:
             plain = self.baseline | {
                 "samples": {t: [r for r in self.baseline["samples"][t] if r["doc_id"] in set(items[t])] for t in items}
             }
-            kept = self._folder("capability")
-            tasks = capability(model, suites.tasks, step, items=items, baseline=plain, keep=kept).changes
+            tasks = self._capability(suites, step, items=items, baseline=plain).changes
         return Evaluated(
             name,
             answered.change(suites.labels),
@@ -288,6 +290,17 @@ class _Measure:
             tasks,
             self._changed(step, answered),
             _slower(model, step, suites.prompts[0].messages),
+        )
+
+    def _capability(self, suites: Suites, *steps: Change, **options: Any) -> Capability:
+        return capability(
+            self.model,
+            suites.tasks,
+            *steps,
+            num_fewshot=suites.num_fewshot,
+            local=suites.local,
+            keep=self._folder("capability"),
+            **options,
         )
 
     def _folder(self, *names: str) -> Path | None:

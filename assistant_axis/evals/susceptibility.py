@@ -36,6 +36,8 @@ IDENTITY_QUESTIONS = (
 DOSES = (0.15, 0.0, -0.15, -0.3, -0.45)
 """Fractions of the mean residual norm; positive is toward the Assistant."""
 
+_LABELLED = 64  # answers a call of a judge whose labels are kept
+
 Labeller: TypeAlias = Callable[[Sequence[str]], Sequence["Labelled | str"]]
 """Takes answers, gives one of `LABELS` for each; a judge is one (see `assistant_axis.judges`)."""
 
@@ -101,13 +103,30 @@ class Susceptibility:
             for dose in self.doses
         ]
 
-    def relabelled(self, labeller: Labeller) -> "Susceptibility":
+    def relabelled(
+        self, labeller: Labeller, *, keep: str | Path | None = None, progress: bool = False
+    ) -> "Susceptibility":
         """The same answers with another's labels.
+
+        Args:
+            labeller: takes answers, gives labels.
+            keep: a file; labels of a judge with a name are kept there as they come, and a later call goes on from them.
+            progress: show a bar.
 
         Raises:
             DatasetError: a label off the rubric.
+            SettingError: a file with labels of another judge or of other answers.
         """
-        said = _labels(labeller, [a.answer for a in self.answers])
+        texts, judge = [a.answer for a in self.answers], str(getattr(labeller, "name", ""))
+        asked = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+        said = resumed(
+            Path(keep) if keep is not None and judge else None,
+            {"judge": judge, "answers": asked},
+            len(texts),
+            lambda numbers: _labels(labeller, [texts[k] for k in numbers]),
+            chunk=_LABELLED,
+            progress="Labels" if progress else "",
+        )
         rows = (replace(a, label=label) for a, label in zip(self.answers, said, strict=True))
         return Susceptibility(self.model, self.direction, self.layer, tuple(rows))
 

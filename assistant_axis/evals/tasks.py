@@ -1,6 +1,7 @@
 """Tasks of lm-evaluation-harness: by name, from a file, or by name with a local copy of their data."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -74,8 +75,8 @@ def read_task(task: str) -> Spec:
     return said
 
 
-def with_local_data(task: str, data: str | Path, manager: Any) -> dict[str, Any]:
-    """A task that the harness knows, over a local copy of its data.
+def with_local_data(task: str, data: str | Path, manager: Any) -> None:
+    """Let a task that the harness knows read a local copy of its data, in this manager.
 
     Args:
         task: name of a task, or of a group over one data set.
@@ -89,33 +90,28 @@ def with_local_data(task: str, data: str | Path, manager: Any) -> dict[str, Any]
     """
     data = Path(data)
     entry = manager.task_index.get(task)
-    if entry is None or entry.yaml_path is None:
+    if entry is None:
         raise SettingError(f"Local data go with a name that lm-evaluation-harness knows; {task} is none.")
     if not data.exists():
         raise DatasetError(f"The local data of {task} do not exist: {data}")
-    config = _read_yaml(entry.yaml_path)
     parts = list(leaves(task, manager))
     if not parts:
         raise SettingError(f"{task} is a tag of several tasks; give local data for one of them.")
+    read = _READERS.get(data.suffix.lower())
     if data.is_dir():
-        return config | {"dataset_path": str(data.resolve()), "dataset_kwargs": None}
-    if data.suffix.lower() not in _READERS:
+        said: dict[str, Any] = {"dataset_path": str(data.resolve()), "dataset_kwargs": None}
+    elif read is None:
         raise DatasetError(f"{data} is no file of data that is known: {', '.join(_READERS)}, or a folder.")
-    if len({(p.get("dataset_path"), p.get("dataset_name")) for p in parts}) > 1:
+    elif len({(p.get("dataset_path"), p.get("dataset_name")) for p in parts}) > 1:
         raise SettingError(f"{task} is a group over several data sets; give a folder with a copy of their repository.")
-    split = parts[0].get("test_split") or parts[0].get("validation_split") or "test"
-    without = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
-    kind = "test_split" if parts[0].get("test_split") else "validation_split"
-    return (
-        config
-        | without
-        | {
-            kind: split,
-            "dataset_path": _READERS[data.suffix.lower()],
-            "dataset_name": None,
-            "dataset_kwargs": {"data_files": {split: str(data.resolve())}},
-        }
-    )
+    else:
+        kind = "test_split" if parts[0].get("test_split") else "validation_split"
+        split = parts[0].get(kind) or "test"
+        said = dict.fromkeys(("training_split", "validation_split", "test_split", "fewshot_split"))
+        said |= {kind: split, "dataset_path": read, "dataset_name": None}
+        said |= {"dataset_kwargs": {"data_files": {split: str(data.resolve())}}}
+    config = dict(entry.cfg) if entry.yaml_path is None else _read_yaml(entry.yaml_path)
+    manager.task_index[task] = replace(entry, yaml_path=None, cfg=config | said)
 
 
 def shown_examples(task: str, manager: Any) -> int:
@@ -126,18 +122,18 @@ def shown_examples(task: str, manager: Any) -> int:
 def leaves(task: str, manager: Any) -> Iterator[Mapping[str, Any]]:
     """Configurations of a task, or of all tasks of a group; none of what is neither."""
     entry = manager.task_index.get(task)
-    if entry is None or entry.yaml_path is None:
+    if entry is None:
         return
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    said: Any = load_yaml(entry.yaml_path, resolve_func=False)
+    said: Any = (entry.cfg or {}) if entry.yaml_path is None else load_yaml(entry.yaml_path, resolve_func=False)
     members = said.get("task")
     if isinstance(members, list):
         for member in members:
             name = member if isinstance(member, str) else member.get("task") or member.get("group")
             if isinstance(name, str):
                 yield from leaves(name, manager)
-    else:
+    elif "task" in said:
         yield said
 
 

@@ -84,6 +84,11 @@ def test_the_projection_is_the_mean_over_the_answer(tiny_model, cap_file, tiny_d
     assert (said["layer"], said["direction"]) == (2, "direction")
 
 
+def test_projected_on_an_axis_that_ships(tiny_model):
+    with pytest.raises(PrerequisiteError, match="576"):  # of another model
+        provider(tiny_model, axis="smollm2-135m-instruct")
+
+
 def test_log_probabilities(tiny_model):
     config = GenerateConfig(max_tokens=5, logprobs=True, top_logprobs=3)
     (out,) = ask(provider(tiny_model), config, QUESTIONS[0])

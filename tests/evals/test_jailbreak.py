@@ -3,8 +3,9 @@
 import json
 
 import pytest
+import torch
 
-from assistant_axis.errors import DatasetError, JudgeError, SettingError, UnknownNameError
+from assistant_axis.errors import ArtefactMismatchError, DatasetError, JudgeError, SettingError, UnknownNameError
 from assistant_axis.evals.datasets import (
     MILD,
     JailbreakPrompt,
@@ -20,7 +21,7 @@ from assistant_axis.evals.judging import parse_label
 from assistant_axis.evals.labels import LABELS, IdentityJudge
 from assistant_axis.evals.responses import HARMFUL, RESPONSE_LABELS, RubricJudge, pattern_labels
 from assistant_axis.judges.endpoint import Endpoint, Reply
-from assistant_axis.steering.interventions import Add
+from assistant_axis.steering.interventions import Add, Cap
 
 
 def test_the_mild_set_is_mild_and_small():
@@ -159,6 +160,40 @@ def test_finished_answers_are_kept(tiny_model, tiny_direction, tmp_path, monkeyp
         jailbreak(tiny_model, rows, Add(tiny_direction, 5.0, layers=2), max_new_tokens=4, keep=tmp_path)
 
 
+def test_labels_of_a_judge_with_a_name_are_kept(tiny_model, tmp_path):
+    rows, asked = read_prompts(MILD)[:5], []
+
+    def ask(chats):
+        asked.append(len(chats))
+        if len(asked) == 3:
+            raise JudgeError("away")
+        return ["LABEL: other"] * len(chats)
+
+    settings = {"max_new_tokens": 3, "batch_size": 1, "keep": tmp_path}
+    judge = RubricJudge(ask, "a judge")
+    with pytest.raises(JudgeError, match="away"):  # chunks of four: it stops in the first one under the personas
+        jailbreak(tiny_model, rows, labeller=judge, **settings)
+    found = jailbreak(tiny_model, rows, labeller=judge, **settings)
+    assert asked == [4, 1, 4, 4, 1, 4, 1]
+    assert set(found.bare.labels) == {"other"}
+    with pytest.raises(SettingError, match="other settings"):
+        jailbreak(tiny_model, rows, labeller=RubricJudge(ask, "another judge"), **settings)
+
+
+def test_a_baseline_is_not_asked_again(tiny_model, tiny_direction, monkeypatch):
+    rows = read_prompts(MILD)[:3]
+    plain = jailbreak(tiny_model, rows, safe=rows[:2], max_new_tokens=3)
+    asked = []
+    generate = tiny_model.generate
+    monkeypatch.setattr(tiny_model, "generate", lambda c, **k: asked.append(len(c)) or generate(c, **k))
+    step = Add(tiny_direction, 6.0, layers=2)
+    found = jailbreak(tiny_model, rows, step, safe=rows[:2], max_new_tokens=3, baseline=plain)
+    assert asked == [3, 2]
+    assert (found.bare, found.baseline) == (plain.bare, plain.baseline)
+    with pytest.raises(SettingError, match="other rows"):
+        jailbreak(tiny_model, rows[:2], step, baseline=plain)
+
+
 def test_by_form_there_is_no_harm_rate(tiny_model):
     found = jailbreak(tiny_model, read_prompts(MILD)[:3], max_new_tokens=3)
     assert not any("harm" in r["share of"] for r in found.rows())
@@ -204,5 +239,7 @@ def test_a_model_as_judge_off_the_rubric(tiny_model):
         jailbreak(tiny_model, rows, labeller=RubricJudge.of_model(tiny_model), max_new_tokens=3)
     with pytest.raises(JudgeError, match="1 labels"):
         jailbreak(tiny_model, rows, labeller=lambda _p, _a: ["other"], max_new_tokens=3)
+    with pytest.raises(ArtefactMismatchError, match="width 7"):
+        jailbreak(tiny_model, rows, Cap({0: torch.ones(7)}, 0.0))
     with pytest.raises(SettingError, match="No prompt"):
         jailbreak(tiny_model, [])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from assistant_axis.errors import SettingError
-from assistant_axis.evals.paired import Share, paired_change
+from assistant_axis.evals.paired import Share, mean_estimate, median_estimate, paired_change
 
 
 def test_wilson_by_hand():
@@ -67,3 +67,28 @@ def test_the_interval_holds_the_change_and_turns_with_it(items):
 def test_what_is_no_pair_is_refused(a, b):
     with pytest.raises(SettingError):
         paired_change(a, b)
+
+
+@pytest.mark.parametrize(("n", "place"), [(3, 0), (6, 0), (8, 0), (9, 1), (12, 2), (20, 5)])
+def test_the_interval_of_a_median_covers_by_the_binomial(n, place):
+    values = [float(k) for k in range(n)]
+    found = median_estimate(values[::-1])
+    assert (found.value, found.n) == (np.median(values), n)
+    assert found.interval == (values[place], values[n - 1 - place])
+
+    def covers(k: int) -> float:
+        return 1 - 2 * sum(math.comb(n, j) for j in range(k + 1)) / 2**n
+
+    assert n < 6 or covers(place) >= 0.95 > covers(place + 1)
+
+
+def test_the_interval_of_a_mean():
+    x = [0.2, 0.4, 0.9, 0.7]
+    found = mean_estimate(x, within=(0.0, 0.8))
+    low, high = stats.t.interval(0.95, 3, np.mean(x), stats.sem(x))
+    assert high > 0.8
+    assert found.interval == pytest.approx((low, 0.8))
+    assert mean_estimate([0.5], within=(0.0, 1.0)).interval == (0.0, 1.0)
+    for estimate in (mean_estimate, median_estimate):
+        with pytest.raises(SettingError):
+            estimate([])

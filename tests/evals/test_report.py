@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from assistant_axis.errors import SettingError
+from assistant_axis.errors import ArtefactMismatchError, SettingError
 from assistant_axis.evals.datasets import MILD, read_prompts
+from assistant_axis.evals.harness import HookedLM
 from assistant_axis.evals.report import Suites, evaluate, random_control
 from assistant_axis.steering.interventions import Add, Cap
 
@@ -53,6 +54,42 @@ def test_the_table_and_the_figure(report):
     assert {"nothing", "away", "cap"} <= {t.get_text() for t in ax.texts}
 
 
+def test_everything_has_an_interval(report):
+    for one in (*report.searched, report.reported, report.control):
+        for low, value, high in (
+            one.capability_interval,
+            (one.changed.interval[0], one.changed.value, one.changed.interval[1]),
+            (one.slower.interval[0], one.slower.value, one.slower.interval[1]),
+            (one.harm.interval[0], one.harm.change, one.harm.interval[1]),
+        ):
+            assert low - 1e-9 <= value <= high + 1e-9
+        (task,) = (t for t in one.tasks if t.metric == "acc")
+        assert one.capability_interval[1] == pytest.approx(task.change.change)
+        assert one.slower.n == 9
+    for row in report.rows():
+        assert all("[" in row[c] for c in ("harm", "everyday_choice acc", "nonsensical", "tokens changed", "time"))
+
+
+def test_an_interrupted_report_goes_on(tiny_model, tiny_direction, tmp_path, monkeypatch):
+    steps = {"a/b": Add(tiny_direction, -6.0, layers=2), "a_b": Cap(tiny_direction, floor=0.5, layers=[1, 2])}
+    suites = Suites(read_prompts(MILD)[:6], by_letters, limit=4, max_new_tokens=3, labels=("refusal",))
+    settings = {"max_cost": 1.0, "controls": "all", "keep": tmp_path}
+    first = evaluate(tiny_model, steps, suites, **settings)
+    assert [e.name for e in first.search_controls] == ["a/b, random direction", "a_b, random direction"]
+    assert "refusal" in first.rows()[0]
+    assert first.plot().axes[0].get_ylabel() == "share of answers: refusal"
+    monkeypatch.setattr(HookedLM, "_score", None)
+    asked = []
+    generate = tiny_model.generate
+    monkeypatch.setattr(tiny_model, "generate", lambda c, **k: asked.append(c) or generate(c, **k))
+    again = evaluate(tiny_model, steps, suites, **settings)
+    assert {len(c) for c in asked} == {2}  # nothing but the timing of one chat: its two messages
+    for one, two in zip(first.searched, again.searched, strict=True):
+        assert (one.harm, one.tasks, one.changed) == (two.harm, two.tasks, two.changed)
+    with pytest.raises(SettingError, match="controls='both'"):
+        evaluate(tiny_model, steps, suites, controls="both")
+
+
 def test_the_control_moves_as_much(tiny_model, tiny_direction):
     rows = read_prompts(MILD)[:3]
     same = random_control(tiny_model, Add(tiny_direction, 0.7, layers=2), rows, seed=1)
@@ -66,6 +103,8 @@ def test_the_control_moves_as_much(tiny_model, tiny_direction):
 
 
 def test_bad_input(tiny_model, tiny_direction):
+    with pytest.raises(ArtefactMismatchError, match="width 7"):
+        evaluate(tiny_model, {"a": Cap({0: torch.ones(7)}, 0.0)}, Suites(read_prompts(MILD), by_letters))
     with pytest.raises(SettingError, match="four prompts"):
         evaluate(tiny_model, {"a": Add(tiny_direction, 0.0)}, Suites(read_prompts(MILD)[:3], by_letters))
     with pytest.raises(SettingError, match="at least one intervention"):

@@ -1,17 +1,20 @@
 """Identity answers over doses, their labels, and the labeller against labels given by hand."""
 
 import pytest
+import torch
 
-from assistant_axis.errors import DatasetError, SettingError, UnknownNameError
+from assistant_axis.errors import ArtefactMismatchError, DatasetError, JudgeError, SettingError, UnknownNameError
 from assistant_axis.evals.figures import susceptibility_curves
 from assistant_axis.evals.labels import (
     LABELS,
+    IdentityJudge,
     IdentityLabeller,
     agreement,
     hand_labelled,
     incoherence,
 )
 from assistant_axis.evals.susceptibility import Susceptibility, susceptibility
+from assistant_axis.steering.direction import Direction
 from assistant_axis.steering.interventions import Add
 
 ROLES = ["lawyer", "teacher"]
@@ -87,6 +90,27 @@ def test_it_is_kept_and_relabelled(found, tmp_path):
         Susceptibility.load(tmp_path / "bad.jsonl")
 
 
+def test_labels_of_a_judge_with_a_name_are_kept(found, tmp_path, monkeypatch):
+    monkeypatch.setattr("assistant_axis.evals.susceptibility._LABELLED", 10)
+    asked = []
+
+    def ask(chats):
+        asked.append(len(chats))
+        if len(asked) == 2:
+            raise JudgeError("away")
+        return ["LABEL: other"] * len(chats)
+
+    judge = IdentityJudge(ask, "a judge")
+    with pytest.raises(JudgeError, match="away"):
+        found.relabelled(judge, keep=tmp_path / "labels.jsonl")
+    again = found.relabelled(judge, keep=tmp_path / "labels.jsonl")
+    blank = sum(not a.answer.strip() for a in found.answers)
+    assert sum(asked) == len(found.answers) - blank + asked[1]
+    assert again.share("other", 0.0).n == 12
+    with pytest.raises(SettingError, match="other settings"):
+        found.relabelled(IdentityJudge(ask, "another"), keep=tmp_path / "labels.jsonl")
+
+
 def test_labels_off_the_rubric_are_refused(found):
     with pytest.raises(DatasetError, match="'Assistant-ish'"):
         found.relabelled(lambda answers: ["Assistant-ish"] * len(answers))
@@ -101,6 +125,9 @@ def test_bad_settings(tiny_model, tiny_direction):
         susceptibility(tiny_model, tiny_direction, ["lawyerr"], labeller=by_length)
     with pytest.raises(SettingError, match="prompts"):
         susceptibility(tiny_model, tiny_direction, ["lawyer"], prompts=99, labeller=by_length)
+    narrow = Direction.from_vectors([2], torch.ones(1, 7), resid_norms=torch.ones(1))
+    with pytest.raises(ArtefactMismatchError, match="width 7"):
+        susceptibility(tiny_model, narrow, ["lawyer"], layer=2, labeller=by_length)
 
 
 def test_the_figure_has_every_label_and_its_interval(found):
