@@ -339,23 +339,28 @@ except SettingError as error:
     print(error)
 
 # %% [markdown]
-# So we count what form can tell, nonsense, on twelve rows: far too few to decide anything, enough to see what the table holds.
-
-# %%
-candidates = {"50th percentile": Cap.calibrated(axis, percentile=50, layers=window), "70th percentile": cap}
-suites = Suites(rows[:12], labels=("nonsensical",), tasks=("everyday_choice",), limit=16, max_new_tokens=20)
-with redirect_stderr(io.StringIO()):
-    report = evaluate(model, candidates, suites, max_cost=0.1)
-for row in report.rows():
-    print(f"{row.pop('half')}: {row.pop('intervention')}")
-    for name, value in row.items():
-        print(f"{name:>24}  {value}")
-
-# %% [markdown]
-# Each line is a paired change with its interval. The random direction moves the residual stream as far in sum as the chosen cap, and
-# touches every token to do so. `time` is that of eight tokens with the intervention over without, taken in turns. And all the
-# intervals are wide: with rows this few the choice is a toss-up, and the table says so. `report.plot()` draws it; with a judge and
-# hundreds of rows it is a result.
+# So let us count what form can tell, nonsense, on twelve rows: far too few to decide anything, enough to see what the table holds. This
+# takes another minute or two, so here is the code with what it printed:
+#
+# ```python
+# candidates = {"50th percentile": Cap.calibrated(axis, percentile=50, layers=window), "70th percentile": cap}
+# suites = Suites(rows[:12], labels=("nonsensical",), tasks=("everyday_choice",), limit=16, max_new_tokens=20)
+# report = evaluate(model, candidates, suites, max_cost=0.1)
+# report.rows()
+# report.plot()
+# ```
+#
+# | half | intervention | nonsensical | `everyday_choice` | tokens changed | time |
+# |---|---|---|---|---|---|
+# | search | 50th percentile (chosen) | .00 → .00 [−.39, +.39] | 1.00 → 1.00 [−.32, +.32] | 18 % | × 0.98 |
+# | search | 70th percentile | .00 → .00 [−.39, +.39] | 1.00 → 1.00 [−.32, +.32] | 26 % | × 0.99 |
+# | held out | 50th percentile | .17 → .00 [−.56, +.25] | .50 → .50 [−.20, +.20] | 20 % | × 1.01 |
+# | held out | random direction | .17 → .17 [−.36, +.36] | .50 → .62 [−.17, +.39] | 100 % | × 0.98 |
+#
+# Every change is paired and stands with its interval. The random direction moves the residual stream as far on average as the chosen
+# cap, and touches every token to do so. Time is that of eight tokens with the intervention over without, taken in turns. All
+# intervals of the rates are wide: with six rows a half the choice is a toss-up, and the table says so. With a judge and hundreds of
+# rows it is a result.
 #
 # ## Exercises
 #
