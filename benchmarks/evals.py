@@ -270,7 +270,7 @@ def overhead(reference: Path, out: Path, limit: int, rounds: int, results: Path)
     endings = [(lines[k], f" {lines[k + 2 + n]}") for k in range(0, 6 * limit, 6) for n in range(4)]
     scored = [Instance("loglikelihood", {}, pair, k) for k, pair in enumerate(endings)]
     problems = (reference / "gsm8k_test.jsonl").read_text(encoding="utf-8").splitlines()[:16]
-    options = {"until": ["<|im_end|>"], "max_gen_toks": 48, "do_sample": False}
+    options = {"until": ["<|im_end|>"], "max_gen_toks": 32, "do_sample": False}
     chats = [[{"role": "user", "content": json.loads(x)["question"]}] for x in problems]
     asked = [
         Instance("generate_until", {}, (ours.apply_chat_template(c), dict(options)), k) for k, c in enumerate(chats)
@@ -290,7 +290,7 @@ def overhead(reference: Path, out: Path, limit: int, rounds: int, results: Path)
             f"log-likelihoods, {len(scored)} endings of {limit} HellaSwag items", "loglikelihood", scored, tuple(models)
         ),
         timed(
-            f"generation, {len(asked)} GSM8K problems, 48 tokens",
+            f"generation, {len(asked)} GSM8K problems, 32 tokens",
             "generate_until",
             asked,
             ("hf", "ours", "ours, capped"),

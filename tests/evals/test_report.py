@@ -71,11 +71,12 @@ def test_everything_has_an_interval(report):
 
 
 def test_an_interrupted_report_goes_on(tiny_model, tiny_direction, tmp_path, monkeypatch):
-    steps = {"a/b": Add(tiny_direction, -6.0, layers=2), "a_b": Cap(tiny_direction, floor=0.5, layers=[1, 2])}
+    monkeypatch.setattr("assistant_axis.evals.report._ROUNDS", 1)
+    steps = {"a/b": Cap(tiny_direction, floor=0.5, layers=[1, 2])}
     suites = Suites(read_prompts(MILD)[:6], by_letters, limit=4, max_new_tokens=3, labels=("refusal",))
     settings = {"max_cost": 1.0, "controls": "all", "keep": tmp_path}
     first = evaluate(tiny_model, steps, suites, **settings)
-    assert [e.name for e in first.search_controls] == ["a/b, random direction", "a_b, random direction"]
+    assert [e.name for e in first.search_controls] == ["a/b, random direction"]
     assert "refusal" in first.rows()[0]
     assert first.plot().axes[0].get_ylabel() == "share of answers: refusal"
     monkeypatch.setattr(HookedLM, "_score", None)
