@@ -98,28 +98,32 @@ def test_tutorial_3_and_its_map_with_a_role_of_ones_own(clone: Path) -> None:
     sized = [c.replace(", 60)]", f", {ROLES})]") for c in cells]
     assert sum(a != b for a, b in zip(cells, sized, strict=True)) == 1
     solution = next(s for s in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if KEEPER in s)
-    draw = next(c for c in sized if "ax.annotate(name" in c and "default_score" in c)
-    names = "[t.get_text() for t in ax.texts]"
+    draw = next(c for c in sized if c.startswith("role_map("))
+    look = "ax = picture.axes[0]; seen = [t.get_text() for t in ax.texts], len(ax.collections[0].get_offsets())"
     story = "\n".join(
         [
             "import matplotlib; matplotlib.use('agg')",
             f"import assistant_axis; assert assistant_axis.__file__.startswith({str(clone)!r})",
-            *sized[: sized.index(draw) + 1],
-            f"before = {names}",
+            *sized[: sized.index(draw)],
+            f"picture = {draw}\n{look}; before = seen",
             *sized[sized.index(draw) + 1 :],
             solution,
             "space = more.space()",
-            draw,
-            f"after, ranking = {names}, [n for n, _ in space.ranking(1)]",
+            f"picture = {draw}\n{look}; after = seen",
+            f"picture = role_map(space, labels=[{KEEPER!r}])\n{look}; named = seen",
+            "ranking = [n for n, _ in space.ranking(1)]",
             readme_of(clone),
-            "import json; print(json.dumps([before, after, ranking]))",
+            "import json; print(json.dumps([before, after, named, ranking]))",
         ]
     )
     (clone / "story.py").write_text(story, encoding="utf-8")
-    before, after, ranking = json.loads(walk(clone, sys.executable, "story.py").splitlines()[-1])
-    assert "default" in before
-    assert KEEPER not in before
-    assert set(after) == {*before, KEEPER}
+    before, after, named, ranking = json.loads(walk(clone, sys.executable, "story.py").splitlines()[-1])
+    assert before[1] == ROLES
+    assert after[1] == ROLES + 1  # the map was drawn again, with one more point
+    assert "DEFAULT" in before[0]
+    assert "DEFAULT" in after[0]
+    assert "lighthouse keeper" not in before[0]
+    assert "lighthouse keeper" in named[0]
     assert len(ranking) == ROLES + 1
     assert KEEPER in ranking
 
