@@ -169,6 +169,9 @@ def extract(
     temperature: Annotated[float, typer.Option(help="Sampling temperature (response span).")] = 0.7,
     top_p: Annotated[float, typer.Option(help="Nucleus mass (response span).")] = 0.9,
     batch_size: Annotated[int, typer.Option(help="Answers generated at a time (response span).")] = 32,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Compile the step of one token (response span); pays on a GPU.")
+    ] = False,
     layers: Annotated[
         str | None, typer.Option(help="Layers: 18, or 20,22,24, or 20:28 (20 to 27); default all.")
     ] = None,
@@ -192,7 +195,7 @@ def extract(
         default_questions=default_questions,
         spread=spread,
         layers=parse_layers(layers),
-        sampling=Sampling(max_new_tokens, temperature, top_p, batch_size),
+        sampling=Sampling(max_new_tokens, temperature, top_p, batch_size, compile),
         seed=seed,
         out=out,
     )

@@ -27,12 +27,21 @@ ROLES_A_PART = 12
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are generated for `span="response"` (the paper: 512 new tokens, temperature 0.7, top-p 0.9)."""
+    """How answers are generated for `span="response"` (the paper: 512 new tokens, temperature 0.7, top-p 0.9).
+
+    Attributes:
+        max_new_tokens: longest answer.
+        temperature: 0 is greedy.
+        top_p: nucleus mass.
+        batch_size: answers at a time.
+        compile: compile the step of one token, which pays on a GPU (`generate`).
+    """
 
     max_new_tokens: int = 48
     temperature: float = 0.7
     top_p: float = 0.9
     batch_size: int = 32
+    compile: bool = False
 
 
 def extract_persona_vectors(
@@ -211,6 +220,7 @@ class _Job:
             batch_size=s.batch_size,
             seed=self.seed + 7919 * number,
             layers=self.layers,
+            compile=s.compile,
         )
         rollouts = tuple(Rollout.of(a, answer) for a, answer in zip(asks, answers, strict=True))
         kept = [k for k, a in enumerate(answers) if a.means is not None]  # an empty answer has no token to average

@@ -28,6 +28,8 @@ class SamplingSettings(_Settings):
         top_p: nucleus mass (the paper: 0.9).
         token_budget: padded tokens of prompt and answer in one batch; halved when memory runs out.
         backend: `"transformers"`, or `"vllm"` on a GPU where vLLM is installed.
+        compile: compile the step of one token (`"transformers"` only), which pays on a GPU. It changes answers through
+            rounding at most, so a run may go on with the other setting.
     """
 
     max_new_tokens: int = Field(48, ge=1)
@@ -35,6 +37,13 @@ class SamplingSettings(_Settings):
     top_p: float = Field(0.9, gt=0, le=1)
     token_budget: int = Field(16_384, ge=1)
     backend: Literal["transformers", "vllm"] = "transformers"
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _compiled_here(self) -> SamplingSettings:
+        if self.compile and self.backend == "vllm":
+            raise ValueError("sampling.compile is for the backend transformers; vllm compiles by itself")
+        return self
 
 
 class JudgeSettings(_Settings):
@@ -171,7 +180,7 @@ class RunConfig(_Settings):
         ]
         generate = {k: said[k] for k in design}
         if self.generates:
-            generate["sampling"] = said["sampling"]
+            generate["sampling"] = {k: v for k, v in said["sampling"].items() if k != "compile"}
         activations = {k: said[k] for k in ("layers", "keep", "keep_samples")}
         judge = {k: v for k, v in said["judge"].items() if k in ("kind", "model", "base_url", "max_tokens")}
         vectors = {k: said[k] for k in ("min_score", "min_rollouts")}

@@ -161,6 +161,7 @@ class Worker:
                     top_p=s.top_p,
                     batch_size=batch,
                     seed=seed,
+                    compile=s.compile,
                 )
             except torch.OutOfMemoryError:
                 if batch == 1:

@@ -20,6 +20,7 @@ from assistant_axis.personas.rollouts import read_rollouts
 from assistant_axis.pipeline import extract
 from assistant_axis.pipeline.extract import Sampling, display_name, extract_persona_vectors, report_yield
 from assistant_axis.pipeline.parts import open_parts
+from assistant_axis.steering.interventions import Cap
 
 ROLES = tuple(
     Role(
@@ -305,3 +306,11 @@ def test_capture_groups_never_reach_into_a_span():
 def test_another_process_that_writes_is_seen(tiny_model, tmp_path):
     with open_parts(tmp_path, extract.PART, {}), pytest.raises(RunLockedError, match="being written"):
         run(tiny_model, out=tmp_path)
+
+
+def test_compiling_is_passed_on(tiny_model):
+    """Where answers cannot be compiled, asking for it is refused instead of forgotten."""
+    spoken = Sampling(max_new_tokens=3, compile=True)
+    with tiny_model.steered(Cap({1: torch.ones(tiny_model.d_model)}, floor=0.0, layers=[1], positions="response")):
+        with pytest.raises(SettingError, match="compile=True is for the slot loop"):
+            run(tiny_model, "response", sampling=spoken)

@@ -586,3 +586,12 @@ def test_commands(copied, tiny_model, tmp_path, monkeypatch):
     failed = runner.invoke(app, ["run", str(settings), "--out", str(copied)])
     assert failed.exit_code == 3
     assert json.loads((copied / "failed" / "activations.json").read_text())["shards"] == {"1": "ValueError: oh"}
+
+
+def test_compiling_changes_no_part_and_is_not_for_vllm():
+    plain = load_config({**SMALL, "span": "response"})
+    compiled = load_config({**SMALL, "span": "response", "sampling": {"max_new_tokens": 4, "compile": True}})
+    assert compiled.sampling.compile
+    assert compiled.parts() == plain.parts()
+    with pytest.raises(SettingError, match="vllm compiles by itself"):
+        load_config({**SMALL, "sampling": {"backend": "vllm", "compile": True}})
