@@ -258,7 +258,8 @@ places = {n: float(axis.project(vectors.role(n)[layer], layer, centered=True)) f
 fig, axes = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained", width_ratios=[1.2, 1])
 axes[0].plot(axis.layers, alike, marker="o", ms=3)
 axes[0].axvline(layer, color="0.7", lw=0.8)
-axes[0].set(xlabel="layer", ylabel="cosine of the two axes", ylim=(0, 1))
+axes[0].set(xlabel="layer", ylabel="cosine of the two axes", ylim=(None, 1))
+axes[0].axhline(0, color="0.4", lw=0.8)
 axes[0].set_title("the axis of this run and the one that ships", fontsize=9)
 for name, x in sorted(places.items(), key=lambda p: p[1]):
     axes[1].barh(name, x, color="tab:blue" if x > 0 else "tab:orange")
