@@ -272,7 +272,7 @@ print(
 )
 
 # %% [markdown]
-# A direction one can recognise in the upper layers, far from the same one, and in the lowest layers nothing of it. The three who
+# A direction one can recognise from layer 11 on, far from the same one; at layer 2 the two even point apart. The three who
 # work at a desk stand above the average role, the three of theatre below it. How many rollouts a vector needs is the subject
 # of tutorial 2; `stability_curve` answers it for a run of yours.
 #
