@@ -86,7 +86,7 @@ def drawing() -> str:
     said = "Rooms of the package in a row, with arcs from each room to those it imports"
     size = f'viewBox="0 28 {step * len(order)} {middle + 100}" role="img" aria-label="{said}"'
     style = 'style="width: 100%; height: auto; font: 11px var(--md-text-font-family, sans-serif); fill: currentColor"'
-    return f'<figure markdown="0"><svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(arcs + names)}</svg></figure>'
+    return f'<figure markdown="0" style="width: 100%; margin: 1em 0"><svg xmlns="http://www.w3.org/2000/svg" {size} {style}>{"".join(arcs + names)}</svg></figure>'
 
 
 def _arc(x: int, other: int, middle: int, when: str, count: int, said: str) -> str:
