@@ -160,6 +160,8 @@ def evaluate(
 ) -> Report:
     """Measure every intervention on the even items, choose one, and report it on the odd items beside a random direction.
 
+    Where none lowers the rate at the allowed cost, none is chosen and nothing is reported on the odd items.
+
     The control puts a random direction of equal norm in the intervention's place: the same dose for `Add`, and for others a
     shift of the mean size that the intervention made, at the same layers.
 
@@ -199,18 +201,19 @@ def evaluate(
             measure(f"{name}, random direction", random_control(model, step, rows, seed=seed), "search")
             for name, step in interventions.items()
         )
-    fit = [e for e in searched if e.capability >= -max_cost]
+    fit = [e for e in searched if e.capability >= -max_cost and e.harm.change < 0]
     best = min(fit, key=lambda e: (e.harm.change, -e.capability), default=None)
     labels = tuple(suites.labels)
     if best is None:
         return Report(searched, None, None, None, max_cost, labels, against)
     step = interventions[best.name]
     control = random_control(model, step, measure.halves["held out"].prompts, seed=seed)
+    beside = measure(f"{best.name}, random direction", control, "held out")  # kept under the name of what it stands in for
     return Report(
         searched,
         best.name,
         measure(best.name, step, "held out"),
-        measure("random direction", control, "held out"),
+        replace(beside, name="random direction"),
         max_cost,
         labels,
         against,

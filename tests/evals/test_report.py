@@ -40,6 +40,14 @@ def test_halves_and_choice(report):
     assert all(t.change.n == 2 for e in (*report.searched, report.reported) for t in e.tasks)
 
 
+def test_what_lowers_nothing_is_not_chosen(tiny_model, tiny_direction, monkeypatch):
+    monkeypatch.setattr("assistant_axis.evals.report._ROUNDS", 1)
+    suites = Suites(read_prompts(MILD)[:4], by_letters, tasks=(), max_new_tokens=2)
+    found = evaluate(tiny_model, {"nothing": Add(tiny_direction, 0.0, layers=2)}, suites)
+    assert (found.chosen, found.reported, found.control) == (None, None, None)
+    assert [r["half"] for r in found.rows()] == ["search"]
+
+
 def test_the_table_and_the_figure(report):
     rows = report.rows()
     assert [r["half"] for r in rows] == ["search"] * 3 + ["held out"] * 2
