@@ -213,13 +213,20 @@ def _tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:
 
 
 class _Reader:
-    """Sums of activations and norms per slot, over the tokens that are fed back."""
+    """Sums of activations and norms per slot, over the tokens that are fed back.
+
+    A hook only puts its layer's token aside; all layers are added up at once after the pass.
+    """
 
     def __init__(self, layers: Sequence[int], d_model: int, slots: int, device: torch.device) -> None:
         self.layers = tuple(layers)
         self.sums = torch.zeros(len(layers), slots, d_model, device=device)
         self.norms = torch.zeros(len(layers), slots, device=device)
+        self._put_aside(torch.zeros_like(self.sums))
         self.on = False
+
+    def _put_aside(self, tokens: Float[Tensor, "layer slot d_model"]) -> None:
+        self.tokens, self.each = tokens, [tokens[k] for k in range(len(tokens))]
 
     def hooks(self) -> list[tuple[HookPoint, HookFunction]]:
         return [(ResidPost(layer), self._hook(k)) for k, layer in enumerate(self.layers)]
@@ -227,11 +234,14 @@ class _Reader:
     def _hook(self, k: int) -> HookFunction:
         def read(x: Tensor) -> None:
             if self.on:
-                token = x[:, 0].to(self.sums.device, torch.float32)
-                self.sums[k] += token
-                self.norms[k] += torch.linalg.vector_norm(token, dim=-1)
+                self.each[k].copy_(x[:, 0])
 
         return read
+
+    def add(self) -> None:
+        """Add the tokens of the pass that just ended."""
+        self.sums += self.tokens
+        self.norms += torch.linalg.vector_norm(self.tokens, dim=-1)
 
     def clear(self, slots: Tensor) -> None:
         self.sums[:, slots] = 0.0
@@ -239,6 +249,7 @@ class _Reader:
 
     def keep(self, slots: Tensor) -> None:
         self.sums, self.norms = self.sums[:, slots], self.norms[:, slots]
+        self._put_aside(self.tokens[:, slots])
 
 
 class _Loop:
@@ -297,6 +308,7 @@ class _Loop:
         logits = self._plain_step() if self.compiled is None else self.compiled(self.next, self.lengths)
         if self.reader is not None:
             self.reader.on = False
+            self.reader.add()
         self.lengths = self.lengths + 1
         live = [s for s, k in enumerate(self.owner) if k >= 0]
         full = {s for s in live if len(self.found[self.owner[s]].ids) == self.limit}  # their last token was only read
