@@ -208,7 +208,9 @@ def evaluate(
         return Report(searched, None, None, None, max_cost, labels, against)
     step = interventions[best.name]
     control = random_control(model, step, measure.halves["held out"].prompts, seed=seed)
-    beside = measure(f"{best.name}, random direction", control, "held out")  # kept under the name of what it stands in for
+    beside = measure(
+        f"{best.name}, random direction", control, "held out"
+    )  # kept under the name of what it stands in for
     return Report(
         searched,
         best.name,
