@@ -208,9 +208,8 @@ def evaluate(
         return Report(searched, None, None, None, max_cost, labels, against)
     step = interventions[best.name]
     control = random_control(model, step, measure.halves["held out"].prompts, seed=seed)
-    beside = measure(
-        f"{best.name}, random direction", control, "held out"
-    )  # kept under the name of what it stands in for
+    # Kept under the name of what it stands in for: another choice has another control.
+    beside = measure(f"{best.name}, random direction", control, "held out")
     return Report(
         searched,
         best.name,
