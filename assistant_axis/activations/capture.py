@@ -83,7 +83,7 @@ def stream_means(
         layers: block indices.
         kind: which hook point of each layer.
         reading: `"post"` (after interventions in force) or `"pre"`.
-        token_budget: padded tokens a batch; default 4,096 on a CPU and 32,768 on a GPU. Halved when memory runs out.
+        token_budget: padded tokens a batch; default 1,536 on a CPU and 32,768 on a GPU. Halved when memory runs out.
         share_prefixes: compute a prefix that sequences share once. Needs a model whose key-value cache is plain
             attention; others take the plain way without being asked.
 
@@ -94,7 +94,7 @@ def stream_means(
         raise SettingError(f'reading={reading!r} is not known; use "pre" or "post".')
     if not layers:
         raise SettingError("No layers were asked for.")
-    budget = token_budget or (32_768 if model.device.type == "cuda" else 4_096)
+    budget = token_budget or (32_768 if model.device.type == "cuda" else 1_536)
     run = _Run(model, readings, [kind(i) for i in layers], reading == "pre")
     groups = (
         group_by_prefix([r.ids for r in readings], [r.at[0] for r in readings])

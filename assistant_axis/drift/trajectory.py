@@ -289,9 +289,9 @@ def project_tokens(
         layers: block indices.
         reading: `"post"` or `"pre"`.
         window: longest sequence of one pass.
-        token_budget: padded tokens a batch; default 4,096 on a CPU and 32,768 on a GPU.
+        token_budget: padded tokens a batch; default 1,536 on a CPU and 32,768 on a GPU.
     """
-    budget = token_budget or (32_768 if model.device.type == "cuda" else 4_096)
+    budget = token_budget or (32_768 if model.device.type == "cuda" else 1_536)
     pieces = [p for n, chat in enumerate(chats) for p in _windows(n, chat, window)]
     order = sorted(pieces, key=lambda p: len(p.ids))
     out = [torch.full((len(layers), len(c.ids)), math.nan) for c in chats]

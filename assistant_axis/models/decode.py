@@ -7,7 +7,6 @@ size, nor on which prompts ran beside it (but for rounding).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from assistant_axis.models.compiled import CompiledStep, check_compilable, write
 from assistant_axis.models.hook_points import HookPoint, ResidPost
 from assistant_axis.models.hooked import text_config
 from assistant_axis.models.lens import HookFunction
+from assistant_axis.models.packing import packed_linears
 from assistant_axis.models.prefixes import Group, group_by_prefix, plain_cache, sliding_window
 from assistant_axis.models.sampling import Sampler, stream
 
@@ -102,45 +102,13 @@ def decode_prompts(
     if compile:
         check_compilable(model)
     loop = _Loop(model, prompts, tuple(stops), max_new_tokens, sampler, seeds, slots, layers, logprobs, compile)
-    with torch.inference_mode(), packed_head(model, slots), model.hooks(loop.reader.hooks() if loop.reader else []):
-        yield from loop.run()
-
-
-@contextmanager
-def packed_head(model: "HookedChatModel", rows: int) -> Iterator[bool]:
-    """On a CPU, lay the unembedding's weights out for products with a few rows, for the length of a `with` block.
-
-    The largest matrix of a small model takes half its time so. It costs a copy of that matrix (vocabulary × d_model × 4
-    bytes). Gives whether it was done: in float32, with oneDNN.
-
-    Args:
-        model: its unembedding is replaced in place and put back.
-        rows: products with more rows take the plain way.
-    """
-    head: Any = model.lens.module.get_output_embeddings()
-    linear = getattr(head, "original_component", head)
-    if (
-        type(linear) is not torch.nn.Linear
-        or linear.weight.device.type != "cpu"
-        or linear.weight.dtype != torch.float32
-        or "forward" in linear.__dict__
-        or not torch.backends.mkldnn.is_available()
+    steps = max_new_tokens * -(-len(prompts) // slots)
+    with (
+        torch.inference_mode(),
+        packed_linears(model, steps, head_only=compile),
+        model.hooks(loop.reader.hooks() if loop.reader else []),
     ):
-        yield False
-        return
-    width, bias = linear.in_features, linear.bias
-    packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
-
-    def forward(input: Tensor) -> Tensor:
-        if input.numel() > rows * width:
-            return torch.nn.functional.linear(input, linear.weight, bias)
-        return torch.ops.mkldnn._linear_pointwise(input, packed, bias, "none", [], "")
-
-    linear.forward = forward
-    try:
-        yield True
-    finally:
-        del linear.forward
+        yield from loop.run()
 
 
 class _Buffer(Cache):

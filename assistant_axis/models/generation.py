@@ -11,6 +11,7 @@ from torch import Tensor
 from assistant_axis.errors import SettingError
 from assistant_axis.models.chat import Conversation
 from assistant_axis.models.decode import can_decode, decode_prompts
+from assistant_axis.models.packing import packed_linears
 from assistant_axis.models.sampling import Picked, Sampler
 from assistant_axis.models.scoring import log_likelihoods
 from assistant_axis.progress import track
@@ -243,11 +244,12 @@ def _batches(
     }
     if stop_strings:
         options |= {"stop_strings": list(stop_strings), "tokenizer": model.tokenizer}
-    for start in range(0, len(order), batch_size):
-        batch = order[start : start + batch_size]
-        picked = None if sampler is None else Picked(sampler, [seeds[k] for k in batch], max_new_tokens)
-        answers = _one_batch(model, [prompts[k] for k in batch], {**options, "sampler": picked})
-        yield from zip(batch, _read(model, answers, layers, logprobs), strict=True)
+    with packed_linears(model, max_new_tokens * -(-len(order) // batch_size)):
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            picked = None if sampler is None else Picked(sampler, [seeds[k] for k in batch], max_new_tokens)
+            answers = _one_batch(model, [prompts[k] for k in batch], {**options, "sampler": picked})
+            yield from zip(batch, _read(model, answers, layers, logprobs), strict=True)
 
 
 def _one_batch(model: "HookedChatModel", rows: Sequence[Sequence[int]], options: dict[str, Any]) -> list[Answer]:

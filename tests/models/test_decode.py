@@ -113,22 +113,6 @@ def test_models_that_it_does_not_serve():
     assert not can_decode(model, 64)
 
 
-def test_the_packed_head_is_the_head(tiny_model):
-    head = tiny_model.lens.module.get_output_embeddings()
-    generator = torch.Generator().manual_seed(0)
-    few, many = (torch.randn(n, 1, tiny_model.d_model, generator=generator) for n in (3, 5))
-    with torch.inference_mode():
-        plain = head(few), head(many)
-        with decode.packed_head(tiny_model, 3) as done:
-            assert done == torch.backends.mkldnn.is_available()
-            torch.testing.assert_close(head(few), plain[0], rtol=1e-5, atol=1e-6)
-            assert torch.equal(head(many), plain[1])
-            with decode.packed_head(tiny_model, 3) as again:
-                assert not again
-            assert torch.equal(head(many), plain[1])
-        assert torch.equal(head(few), plain[0])
-
-
 @pytest.mark.real
 def test_the_real_model_says_and_means_the_same(real_model, monkeypatch):
     plain = _plainly(real_model, monkeypatch, max_new_tokens=24)
