@@ -17,6 +17,9 @@ SECTION = "Tutorials"
 WRAPPER = '<div class="jupyter-wrapper">'
 NO_ALT = "No description has been provided for this image"
 ALT = "Figure drawn by the code above it"
+BADGE = f"{FOLDER}/colab.svg"
+COLAB = "https://colab.research.google.com/"
+UPLOAD = f"{COLAB}#upload=true"
 
 
 def notebooks() -> list[str]:
@@ -34,9 +37,17 @@ def on_config(config: Any) -> Any:
 @event_priority(100)  # before mkdocs-jupyter looks at the files
 def on_files(files: Files, config: Any) -> Files:
     """The notebooks lie beside `docs/`, not in it."""
-    for path in notebooks():
+    for path in [*notebooks(), BADGE]:
         files.append(File(path, str(ROOT), config.site_dir, config.use_directory_urls))
     return files
+
+
+def colab_address(repo_url: str | None, path: str) -> str:
+    """Where the badge of a notebook leads: to itself if the site's `repo_url` is on GitHub, else to the upload dialog."""
+    on_github = "https://github.com/"
+    if not (repo_url or "").startswith(on_github):
+        return UPLOAD
+    return f"{COLAB}github/{str(repo_url).removeprefix(on_github).removesuffix('.git').strip('/')}/blob/main/{path}"
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
@@ -48,6 +59,7 @@ def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
         f'<p class="nb-source">This page is the notebook <a href="{name}" download><code>tutorials/{name}</code></a> '
         "with the outputs it was committed with.</p>"
     )
+    html = html.replace(UPLOAD, colab_address(config.repo_url, page.file.src_uri))
     return note + dressed(html[html.index(WRAPPER) :])
 
 

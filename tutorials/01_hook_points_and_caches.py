@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 1 · Hook points and caches
 #
+# [![Open in Colab](colab.svg)](https://colab.research.google.com/#upload=true "Opens the upload dialog of Colab: give it 01_hook_points_and_caches.ipynb")
+#
 # **You will learn**
 #
 # - what a *residual stream* is and at which *hook points* this package reads it;
@@ -25,8 +27,8 @@
 # as a package and is converted once.
 
 # %%
-# Where the package is missing (on Colab, say), this installs it: from a clone of the repository in or above this folder, else
-# by its name.
+# Where the package is missing (on Colab, say), this installs it: from a clone of the repository in or above this folder,
+# from a wheel in it, else by its name.
 import importlib
 import importlib.util
 import subprocess
@@ -35,9 +37,10 @@ import warnings
 from pathlib import Path
 
 if importlib.util.find_spec("assistant_axis") is None:
-    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
-    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(clone)], check=True)
+    near = (Path.cwd(), *Path.cwd().parents, *sorted(Path.cwd().iterdir()))
+    found = (p for p in near if (p / "assistant_axis" / "__init__.py").is_file() or p.match("assistant_axis-*.whl"))
+    source = next(found, "assistant-axis")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(source)], check=True)
     importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")

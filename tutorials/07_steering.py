@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 7 · Steering
 #
+# [![Open in Colab](colab.svg)](https://colab.research.google.com/#upload=true "Opens the upload dialog of Colab: give it 07_steering.ipynb")
+#
 # **You will learn**
 #
 # - what adding a multiple of the axis does to a model's answers, dose by dose;
@@ -24,8 +26,8 @@
 # Eight minutes of reading, two to three minutes of computing on two CPU cores.
 
 # %%
-# Where the package is missing (on Colab, say), this installs it: from a clone of the repository in or above this folder, else
-# by its name.
+# Where the package is missing (on Colab, say), this installs it: from a clone of the repository in or above this folder,
+# from a wheel in it, else by its name.
 import importlib
 import importlib.util
 import subprocess
@@ -34,9 +36,10 @@ import warnings
 from pathlib import Path
 
 if importlib.util.find_spec("assistant_axis") is None:
-    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
-    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(clone)], check=True)
+    near = (Path.cwd(), *Path.cwd().parents, *sorted(Path.cwd().iterdir()))
+    found = (p for p in near if (p / "assistant_axis" / "__init__.py").is_file() or p.match("assistant_axis-*.whl"))
+    source = next(found, "assistant-axis")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", str(source)], check=True)
     importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")

@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 9 · Persona drift
 #
+# [![Open in Colab](colab.svg)](https://colab.research.google.com/#upload=true "Opens the upload dialog of Colab: give it 09_persona_drift.ipynb")
+#
 # **You will learn**
 #
 # - how to trace a conversation along the Assistant Axis, turn by turn and token by token;
@@ -27,7 +29,7 @@
 
 # %%
 # Where the package or something it needs here is missing (on Colab, say), this installs it: from a clone of the repository in
-# or above this folder, else by its name.
+# or above this folder, from a wheel in it, else by its name.
 import importlib
 import importlib.util
 import subprocess
@@ -36,9 +38,10 @@ import warnings
 from pathlib import Path
 
 if any(importlib.util.find_spec(name) is None for name in ("assistant_axis", "sentence_transformers")):
-    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
-    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{clone}[drift]"], check=True)
+    near = (Path.cwd(), *Path.cwd().parents, *sorted(Path.cwd().iterdir()))
+    found = (p for p in near if (p / "assistant_axis" / "__init__.py").is_file() or p.match("assistant_axis-*.whl"))
+    source = next(found, "assistant-axis")
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", f"{source}[drift]"], check=True)
     importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:
     warnings.filterwarnings("ignore", message="IProgress")

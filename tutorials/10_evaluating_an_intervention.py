@@ -14,6 +14,8 @@
 # %% [markdown]
 # # 10 · Evaluating an intervention
 #
+# [![Open in Colab](colab.svg)](https://colab.research.google.com/#upload=true "Opens the upload dialog of Colab: give it 10_evaluating_an_intervention.ipynb")
+#
 # **You will learn**
 #
 # - how readily a model leaves the Assistant, dose by dose, labelled without a judge, and how far to trust such labels;
@@ -27,7 +29,7 @@
 
 # %%
 # Where the package or something it needs here is missing (on Colab, say), this installs it: from a clone of the repository in
-# or above this folder, else by its name.
+# or above this folder, from a wheel in it, else by its name.
 import importlib
 import importlib.util
 import subprocess
@@ -39,10 +41,11 @@ if any(
     importlib.util.find_spec(name) is None
     for name in ("assistant_axis", "sentence_transformers", "lm_eval", "inspect_ai", "ipywidgets")
 ):
-    near = (Path.cwd(), *Path.cwd().parents, *Path.cwd().iterdir())
-    clone = next((p for p in near if (p / "assistant_axis" / "__init__.py").is_file()), "assistant-axis")
+    near = (Path.cwd(), *Path.cwd().parents, *sorted(Path.cwd().iterdir()))
+    found = (p for p in near if (p / "assistant_axis" / "__init__.py").is_file() or p.match("assistant_axis-*.whl"))
+    source = next(found, "assistant-axis")
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "ipywidgets", f"{clone}[drift,eval,inspect]"], check=True
+        [sys.executable, "-m", "pip", "install", "-q", "ipywidgets", f"{source}[drift,eval,inspect]"], check=True
     )
     importlib.invalidate_caches()
 if importlib.util.find_spec("ipywidgets") is None:

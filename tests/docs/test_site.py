@@ -7,6 +7,7 @@ from html import unescape
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from runpy import run_path
 from urllib.parse import unquote
 
 import pytest
@@ -183,3 +184,26 @@ def test_every_command_is_in_the_reference(site: Path) -> None:
     assert len(every) > 20
     missing = [n for n in every if f"<code>{n}</code>" not in page]
     assert not missing, f"not in the reference: {', '.join(missing)}"
+
+
+def test_badges_of_the_notebooks_lead_to_colab(site: Path) -> None:
+    pages = sorted((site / "tutorials").glob("*.html"))
+    assert len(pages) == 11
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert re.search(
+            r"""<a href="https://colab.research.google.com/#upload=true"[^>]*><img[^>]*src="colab.svg\"""", text
+        )
+    assert (site / "tutorials" / "colab.svg").is_file()
+
+
+def test_a_site_with_a_repository_opens_its_notebooks_themselves() -> None:
+    hook = run_path(str(ROOT / "docs" / "tutorials_hook.py"))
+    address = hook["colab_address"]
+    assert (
+        address(None, "tutorials/a.ipynb")
+        == address("https://git.example.org/a/b", "tutorials/a.ipynb")
+        == hook["UPLOAD"]
+    )
+    found = {address(f"https://github.com/owner/name{end}", "tutorials/a.ipynb") for end in ("", "/", ".git")}
+    assert found == {"https://colab.research.google.com/github/owner/name/blob/main/tutorials/a.ipynb"}

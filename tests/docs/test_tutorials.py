@@ -102,7 +102,17 @@ def test_tutorial_opens_and_ends_as_promised(twin: Path) -> None:
 
 
 @pytest.mark.parametrize("twin", TWINS, ids=named)
-def test_install_cell_takes_a_clone_or_the_name(twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_badge_lies_beside_the_notebook_and_names_it(twin: Path) -> None:
+    opening = "".join(json.loads(twin.with_suffix(".ipynb").read_text(encoding="utf-8"))["cells"][0]["source"])
+    badges = re.findall(r"\[!\[Open in Colab\]\((.+?)\)\]\((\S+) \".*? (\S+)\"\)", opening)
+    assert badges == [("colab.svg", "https://colab.research.google.com/#upload=true", f"{twin.stem}.ipynb")]
+    assert (FOLDER / "colab.svg").is_file()
+
+
+@pytest.mark.parametrize("twin", TWINS, ids=named)
+def test_install_cell_takes_a_clone_a_wheel_or_the_name(
+    twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cell = "".join(code_cells(twin)[0]["source"])
     asked: list[list[str]] = []
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
@@ -112,13 +122,16 @@ def test_install_cell_takes_a_clone_or_the_name(twin: Path, tmp_path: Path, monk
     (clone / "assistant_axis" / "__init__.py").touch()
     (clone / "tutorials").mkdir()
     (tmp_path / "elsewhere").mkdir()
-    for where in ("elsewhere", ".", "clone", "clone/tutorials"):
+    (tmp_path / "wheel").mkdir()
+    wheel = tmp_path / "wheel" / "assistant_axis-0.1.0-py3-none-any.whl"
+    wheel.touch()
+    for where in ("elsewhere", "wheel", ".", "clone", "clone/tutorials"):
         monkeypatch.chdir(tmp_path / where)
         exec(cell, {})
     assert all(line[:4] == [sys.executable, "-m", "pip", "install"] for line in asked)
     wanted = [line[-1] for line in asked]
     extras = wanted[0].removeprefix("assistant-axis")
-    assert wanted == [f"assistant-axis{extras}", *[f"{clone}{extras}"] * 3]
+    assert wanted == [f"assistant-axis{extras}", f"{wheel}{extras}", *[f"{clone}{extras}"] * 3]
     known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert set(extras.strip("[]").split(",")) - {""} <= set(known)
 
