@@ -28,7 +28,7 @@ from assistant_axis.personas.library import data_lines, plan
 from assistant_axis.steering.interventions import Cap
 
 NAME = "smollm2-135m-instruct"
-BUDGET = 4096
+BUDGET = 1536
 NEW = 64
 PARTS = ("capture", "rollouts", "onepass", "cap", "compile", "space", "linear", "memory", "start")
 
