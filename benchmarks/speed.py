@@ -166,31 +166,38 @@ class Bench:
         return [list(a.messages) for a in asks[:count]]
 
     def rollouts(self) -> list[Comparison]:
+        return [
+            self._rollouts("greedy", {"temperature": 0.0}),
+            self._rollouts("temperature 0.7, nucleus 0.9", {"temperature": 0.7, "top_p": 0.9}),
+        ]
+
+    def _rollouts(self, title: str, settings: dict[str, float]) -> Comparison:
         conversations = self.prompts(self.count(512))
-        found = []
-        for title, settings in (
-            ("greedy", {"temperature": 0.0}),
-            ("temperature 0.7, nucleus 0.9", {"temperature": 0.7, "top_p": 0.9}),
-        ):
-            ours = self.model.generate(conversations, max_new_tokens=NEW, batch_size=16, **settings)
-            if title == "greedy":
-                theirs = self._hf_generate(conversations, settings)[1]
-                same = sum(a.ids == b for a, b in zip(ours, theirs, strict=True))
-                print(f"greedy answers equal to model.generate's: {same} of {len(ours)}")
-            lengths = [len(a.ids) for a in ours]
-            comparison = compare(
-                f"{len(conversations)} rollouts of at most {NEW} tokens (median {statistics.median(lengths):.0f}), "
-                f"16 at a time, {title}: seconds a token",
-                {
-                    "model.generate, fixed batches": lambda s=settings: self._hf_generate(conversations, s)[0],
-                    "ours": lambda s=settings: self._ours(conversations, batch_size=16, **s),
-                },
-                rounds=max(1, self.rounds - 1),
-                target="target ≥ 1.4 × as fast, stretch 2 ×",
-                warm=False,
-                inverse=True,
-            )
-            found.append(comparison)
+        said: dict[str, list[tuple[int, ...]]] = {}
+
+        def theirs() -> float:
+            count, said["theirs"] = self._hf_generate(conversations, settings)
+            return count
+
+        def ours() -> float:
+            answers = self.model.generate(conversations, max_new_tokens=NEW, batch_size=16, **settings)
+            said["ours"] = [a.ids for a in answers]
+            return float(sum(map(len, said["ours"])))
+
+        found = compare(
+            f"{len(conversations)} rollouts of at most {NEW} tokens, 16 at a time, {title}: seconds a token",
+            {"model.generate, fixed batches": theirs, "ours": ours},
+            rounds=max(1, self.rounds - 1),
+            target="target ≥ 1.4 × as fast, stretch 2 ×",
+            warm=False,
+            inverse=True,
+        )
+        lengths = [len(ids) for ids in said["ours"]]
+        print(f"answers: median {statistics.median(lengths):.0f} tokens, mean {statistics.mean(lengths):.1f}")
+        if title == "greedy":
+            same = sum(a == b for a, b in zip(said["ours"], said["theirs"], strict=True))
+            found.rows[-1].note = f"{same} of {len(lengths)} answers equal"
+            print(found.rows[-1].note)
         return found
 
     def _ours(self, conversations: Sequence[Any], **options: Any) -> float:
