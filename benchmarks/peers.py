@@ -172,24 +172,29 @@ def official(folder: Path, count: int, rounds: int) -> Comparison:
     model = load_model(NAME, device="cpu", dtype="float32")
     conversations = mixed_conversations(count)
     layers = list(range(model.n_layers))
-    hf = plain_hf()
-    holder = SimpleNamespace(
-        model=hf,
-        tokenizer=OldTemplates(model.tokenizer),
-        model_name=NAME,
-        get_layers=lambda: hf.model.layers,
-        device=hf.device,
-    )
 
-    def theirs() -> None:
-        with redirect_stdout(StringIO()):
-            extract(holder, conversations, layers, batch_size=16)
+    def theirs(dtype: torch.dtype) -> Callable[[], None]:
+        hf = plain_hf(dtype)
+        holder = SimpleNamespace(
+            model=hf,
+            tokenizer=OldTemplates(model.tokenizer),
+            model_name=NAME,
+            get_layers=lambda: hf.model.layers,
+            device=hf.device,
+        )
+
+        def work() -> None:
+            with redirect_stdout(StringIO()):
+                extract(holder, conversations, layers, batch_size=16)
+
+        return work
 
     return compare(
         f"Response means at all layers, {count} conversations, text to means",
         {
-            "the paper's code, batches of 16": theirs,
-            "assistant-axis": lambda: _nothing(model.activations(conversations)),
+            "the paper's code, batches of 16, float32": theirs(torch.float32),
+            "the same in bfloat16, as it loads every model": theirs(torch.bfloat16),
+            "assistant-axis, as it loads models on a CPU (float32)": lambda: _nothing(model.activations(conversations)),
         },
         rounds=rounds,
         target="target ≥ 3 × as fast, stretch 6 ×",

@@ -53,11 +53,11 @@ def main() -> None:
             save(args.out, part, found, size=args.size)
 
 
-def plain_hf() -> Any:
+def plain_hf(dtype: torch.dtype = torch.float32) -> Any:
     """The same weights in the model library alone, without a hook point."""
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(ensure(NAME), dtype=torch.float32).eval()
+    return AutoModelForCausalLM.from_pretrained(ensure(NAME), dtype=dtype).eval()
 
 
 class Bench:

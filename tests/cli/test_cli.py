@@ -42,6 +42,11 @@ def run_folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_package_runs_as_a_module() -> None:
+    line = [sys.executable, "-m", "assistant_axis", "--version"]
+    assert subprocess.run(line, capture_output=True, text=True, check=True).stdout.startswith("assistant-axis ")
+
+
 def test_help_is_fast_and_imports_no_torch() -> None:
     code = "import sys; sys.argv = ['assistant-axis', '--help']\n"
     code += "from assistant_axis.cli.main import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
