@@ -289,9 +289,11 @@ class _Loop:
         b = self.buffer
         b.point(self.lengths, self.device)
         places = self.lengths.to(self.device)[:, None]
-        seen = torch.arange(b.width, device=self.device) <= places
+        unseen = torch.arange(b.width, device=self.device) > places
+        # Added to the scores: of a mask of truth values PyTorch would make this again in every layer.
+        mask = torch.zeros(unseen.shape, dtype=self.model.dtype, device=self.device).masked_fill_(unseen, -torch.inf)
         return self.model.lens.forward(
-            self.next[:, None], seen[:, None, None], 1, past_key_values=b, use_cache=True,
+            self.next[:, None], mask[:, None, None], 1, past_key_values=b, use_cache=True,
             position_ids=places,
         ).logits[:, -1]  # fmt: skip
 
