@@ -105,7 +105,7 @@ def decode_prompts(
     steps = max_new_tokens * -(-len(prompts) // slots)
     with (
         torch.inference_mode(),
-        packed_linears(model, steps, head_only=compile),
+        packed_linears(model, min(slots, len(prompts)), steps, head_only=compile),
         model.hooks(loop.reader.hooks() if loop.reader else []),
     ):
         yield from loop.run()

@@ -244,7 +244,7 @@ def _batches(
     }
     if stop_strings:
         options |= {"stop_strings": list(stop_strings), "tokenizer": model.tokenizer}
-    with packed_linears(model, max_new_tokens * -(-len(order) // batch_size)):
+    with packed_linears(model, min(batch_size, len(order)), max_new_tokens * -(-len(order) // batch_size)):
         for start in range(0, len(order), batch_size):
             batch = order[start : start + batch_size]
             picked = None if sampler is None else Picked(sampler, [seeds[k] for k in batch], max_new_tokens)

@@ -17,22 +17,26 @@ if TYPE_CHECKING:
 
 _MOST_ROWS = 256
 """Products with more rows are faster in the plain layout."""
-_FEWEST_STEPS = 16
-"""Laying out takes as long as this many steps of generation save."""
+_TYPICAL_ROWS = 16
+_FEWEST_ROWS = 4
+"""Products with fewer rows are bound by reading the weights, in whatever layout."""
+_FEWEST_STEPS = 32
+"""Laying out takes as long as six (two threads) to 24 (one thread) steps of generation save."""
 _SHARE = 0.25
 """Of the memory that is free: more than this a copy must not take."""
 
 
 @contextmanager
-def packed_linears(model: "HookedChatModel", steps: int, *, head_only: bool = False) -> Iterator[int]:
+def packed_linears(model: "HookedChatModel", rows: int, steps: int, *, head_only: bool = False) -> Iterator[int]:
     """On a CPU, lay the weights of every linear layer out for products with few rows, for the length of a `with` block.
 
     It costs a copy of the weights (the unembedding's alone where all do not fit a quarter of the free memory, none where it
     does not either). Products of more than 256 rows take the plain way. Gives how many layers were laid out: those in
-    float32 on a CPU whose PyTorch has oneDNN; none for fewer than 16 `steps`, which would not pay for it.
+    float32 on a CPU whose PyTorch has oneDNN; none for fewer than 4 `rows` or 32 `steps`, which would not pay for it.
 
     Args:
         model: its linear layers' `forward` is replaced in place and put back.
+        rows: how many rows a step has.
         steps: passes of one token a row to come.
         head_only: the unembedding alone, the largest matrix of a small model.
     """
@@ -42,7 +46,8 @@ def packed_linears(model: "HookedChatModel", steps: int, *, head_only: bool = Fa
     if head_only or _bytes(linears) > _SHARE * psutil.virtual_memory().available:
         linears = [m for m in linears if m is head]
     if (
-        steps < _FEWEST_STEPS
+        rows < _FEWEST_ROWS
+        or steps < _FEWEST_STEPS
         or not torch.backends.mkldnn.is_available()
         or _bytes(linears) > _SHARE * psutil.virtual_memory().available
     ):
@@ -70,7 +75,7 @@ def _bytes(linears: list[Any]) -> int:
 
 def _pack(linear: Any) -> None:
     width, bias = linear.in_features, linear.bias
-    packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _FEWEST_STEPS)
+    packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), _TYPICAL_ROWS)
 
     def forward(input: Tensor) -> Tensor:
         if input.numel() > _MOST_ROWS * width:

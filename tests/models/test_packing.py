@@ -24,12 +24,12 @@ def test_every_product_is_the_same(tiny_model):
     )
     with torch.inference_mode():
         plain = [(m(a), m(b)) for m, a, b in zip(linears, few, many, strict=True)]
-        with packed_linears(tiny_model, 100) as count:
+        with packed_linears(tiny_model, 16, 100) as count:
             assert count == len(linears) > 2 * tiny_model.n_layers
             for m, a, b, (x, y) in zip(linears, few, many, plain, strict=True):
                 torch.testing.assert_close(m(a), x, rtol=1e-5, atol=1e-6)
                 assert torch.equal(m(b), y)
-            with packed_linears(tiny_model, 100) as again:
+            with packed_linears(tiny_model, 16, 100) as again:
                 assert again == 0
             assert all("forward" in m.__dict__ for m in linears)
         assert not any("forward" in m.__dict__ for m in linears)
@@ -39,12 +39,13 @@ def test_every_product_is_the_same(tiny_model):
 @needs_onednn
 def test_what_is_packed(tiny_model, monkeypatch):
     def count(**options):
-        with packed_linears(tiny_model, 100, **options) as done:
+        with packed_linears(tiny_model, 16, 100, **options) as done:
             return done
 
     assert count(head_only=True) == 1
-    with packed_linears(tiny_model, packing._FEWEST_STEPS - 1) as done:
-        assert done == 0
+    for rows, steps in ((16, packing._FEWEST_STEPS - 1), (packing._FEWEST_ROWS - 1, 100)):
+        with packed_linears(tiny_model, rows, steps) as done:
+            assert done == 0
     free = sum(m.weight.nbytes for m in _linears(tiny_model)) / packing._SHARE
     monkeypatch.setattr(packing.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
     assert count() == len(_linears(tiny_model))
@@ -56,6 +57,6 @@ def test_what_is_packed(tiny_model, monkeypatch):
 
 @needs_onednn
 def test_an_error_leaves_no_packed_layer(tiny_model):
-    with pytest.raises(ZeroDivisionError), packed_linears(tiny_model, 100):
+    with pytest.raises(ZeroDivisionError), packed_linears(tiny_model, 16, 100):
         raise ZeroDivisionError
     assert not any("forward" in m.__dict__ for m in _linears(tiny_model))
