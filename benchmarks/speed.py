@@ -20,7 +20,7 @@ import torch
 from side_by_side import Comparison, Row, compare, save
 
 from assistant_axis import load_model, load_personas, load_precomputed_axis
-from assistant_axis.activations.capture import _plain_batches, capture_means
+from assistant_axis.activations.capture import _plain_batches, capture_means, default_token_budget
 from assistant_axis.activations.spans import Reading, locate, read_answer
 from assistant_axis.models.embedded import ensure
 from assistant_axis.models.hooked import HookedChatModel
@@ -28,7 +28,7 @@ from assistant_axis.personas.library import data_lines, plan
 from assistant_axis.steering.interventions import Cap
 
 NAME = "smollm2-135m-instruct"
-BUDGET = 1536
+BUDGET = default_token_budget(torch.device("cpu"))
 NEW = 64
 PARTS = ("capture", "rollouts", "onepass", "cap", "compile", "space", "linear", "memory", "start")
 

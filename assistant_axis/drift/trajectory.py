@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from assistant_axis.activations.capture import default_token_budget
 from assistant_axis.errors import ConversationError, LayerError, NonFiniteError, SettingError
 from assistant_axis.geometry.axis import AssistantAxis
 from assistant_axis.models.chat import Conversation, EncodedChat, TurnSpan
@@ -291,7 +292,7 @@ def project_tokens(
         window: longest sequence of one pass.
         token_budget: padded tokens a batch; default 1,536 on a CPU and 32,768 on a GPU.
     """
-    budget = token_budget or (32_768 if model.device.type == "cuda" else 1_536)
+    budget = token_budget or default_token_budget(model.device)
     pieces = [p for n, chat in enumerate(chats) for p in _windows(n, chat, window)]
     order = sorted(pieces, key=lambda p: len(p.ids))
     out = [torch.full((len(layers), len(c.ids)), math.nan) for c in chats]
